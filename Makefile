@@ -1,0 +1,40 @@
+# make demo | test | lint | bench. Each makes its own environment in .venv when there is none.
+#   PYTHON    the interpreter .venv is made from
+#   PIP_ARGS  more options for pip, for example the CPU builds of torch:
+#             make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test lint bench install
+
+install: $(INSTALLED)
+
+# Again only when the requirements change; the package itself is installed editable.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo:
+	@start=$$(date +%s); \
+	$(MAKE) --no-print-directory install || exit; \
+	ready=$$(date +%s); \
+	$(BIN)/forklight fit --config configs/countdown/grpo.yaml --run_dir $(DEMO) || exit; \
+	$(BIN)/forklight validate --config configs/countdown/grpo.yaml --run_dir $(DEMO) --ckpt_path last || exit; \
+	done=$$(date +%s); \
+	echo "install $$((ready - start)) s, run $$((done - ready)) s; curves: $(BIN)/tensorboard --logdir $(DEMO)"
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# One JSON line per script; CONTRIBUTING.md says how figures are compared.
+bench: install
+	@for script in benchmarks/[a-z]*.py; do echo "# $$script"; $(BIN)/python $$script --quick || exit; done

@@ -1,0 +1,1 @@
+"""The mathematics of a step as pure torch functions: no Lightning, no transformers, no I/O."""

@@ -1,0 +1,118 @@
+"""Log-probabilities and entropies of tokens, from hidden states and the weight of the LM head.
+
+The head's output [N,V] is the largest tensor of a step. It is made in tiles of `ROWS_PER_TILE` rows, so that without
+gradients only one tile lives at a time. The tiles are the same with and without gradients: the same rows go through the
+same matrix products, and the ratio of a policy to itself is exactly 1.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from forklight.algo.types import TokenStats
+
+ROWS_PER_TILE = 512
+"""Rows of the head's output made at a time."""
+
+
+def token_stats(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, entropy_temperature: float | None = None
+) -> TokenStats:
+    """Log-probability of each target token and entropy of the distribution that it came from.
+
+    `p = softmax(z / temperature)`, `logp = log p[target]`, and `entropy = -sum_j p_j log p_j` in nats over the whole
+    vocabulary: arXiv 2506.01939, Eq. 1. Logits are upcast to at least float32 before the division by the temperature.
+
+    Args:
+        hidden: [N,H], the state that predicts each target; N may be 0.
+        weight: [V,H], the LM head.
+        targets: [N], int64 token numbers.
+        temperature: of the log-probabilities.
+        entropy_temperature: of the entropies; `temperature` if None.
+
+    Returns:
+        `logp` [N], connected to `hidden` and `weight`, and `entropy` [N], detached; float64 for float64 logits,
+        otherwise float32. A logit of -inf counts as probability 0.
+
+    Raises:
+        TypeError: targets are not int64.
+        ValueError: shapes do not agree, or a temperature is not positive.
+    """
+    entropy_temperature = temperature if entropy_temperature is None else entropy_temperature
+    _check(hidden, weight, targets, temperature, entropy_temperature)
+    logps, entropies = [], []
+    for rows, row_targets in _tiles(hidden, targets):
+        scores = _shifted_scores(rows, weight, temperature)
+        logps.append(_target_logp(scores, row_targets))
+        with torch.no_grad():
+            same = entropy_temperature == temperature
+            entropies.append(_entropy(scores if same else scores * (temperature / entropy_temperature)))
+    return TokenStats(logp=torch.cat(logps), entropy=torch.cat(entropies))
+
+
+def selected_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of some rows only; the others never enter the LM head.
+
+    Args:
+        hidden: [N,H].
+        weight: [V,H], the LM head.
+        targets: [N], int64 token numbers.
+        rows: the rows wanted, as an int64 index [M] or a bool mask [N].
+        temperature: as for `token_stats`.
+
+    Returns:
+        [M], as `token_stats(hidden[rows], weight, targets[rows], temperature).logp`, connected also when M is 0.
+
+    Raises:
+        TypeError: targets are not int64, or rows neither int64 nor bool.
+        ValueError: shapes do not agree, or the temperature is not positive.
+    """
+    _check(hidden, weight, targets, temperature, temperature)
+    if rows.dtype not in (torch.int64, torch.bool):
+        raise TypeError(f"rows must be int64 or bool, not {rows.dtype}")
+    if rows.ndim != 1 or (rows.dtype == torch.bool and rows.shape != targets.shape):
+        raise ValueError(f"rows must be an index [M] or a mask {list(targets.shape)}, got shape {list(rows.shape)}")
+    tiles = _tiles(hidden[rows], targets[rows])
+    return torch.cat([_target_logp(_shifted_scores(tile, weight, temperature), wanted) for tile, wanted in tiles])
+
+
+def _tiles(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, max(1, len(targets)), ROWS_PER_TILE):  # without rows one empty tile keeps the graph connected
+        tile = slice(start, start + ROWS_PER_TILE)
+        yield hidden[tile], targets[tile]
+
+
+def _shifted_scores(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """Logits / temperature minus their largest: exact for the softmax, and near 0 float32 resolves finely."""
+    logits = F.linear(hidden, weight)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # in place: no backward formula needs the values before
+    logits = logits.div_(temperature)
+    return logits.sub_(logits.detach().amax(dim=-1, keepdim=True))
+
+
+def _target_logp(scores: Tensor, targets: Tensor) -> Tensor:
+    return scores.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - scores.logsumexp(dim=-1)
+
+
+def _entropy(scores: Tensor) -> Tensor:
+    """Entropy as logsumexp(z) - sum_j p_j z_j, which takes no logarithm of a small probability."""
+    normaliser = scores.logsumexp(dim=-1, keepdim=True)
+    probabilities = (scores - normaliser).exp_()
+    # 0 * -inf would be NaN; 0 * (the smallest number) is 0
+    finite = scores.clamp(min=torch.finfo(scores.dtype).min)
+    return normaliser.squeeze(-1) - probabilities.mul_(finite).sum(dim=-1)
+
+
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor, *temperatures: float) -> None:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"expected hidden [N,H] and weight [V,H], got {list(hidden.shape)} and {list(weight.shape)}")
+    if targets.dtype != torch.int64:
+        raise TypeError(f"targets must be int64, not {targets.dtype}")
+    if targets.shape != hidden.shape[:1]:
+        raise ValueError(f"expected targets [{hidden.shape[0]}], got {list(targets.shape)}")
+    for temperature in temperatures:
+        if not temperature > 0:
+            raise ValueError(f"temperatures must be positive, got {temperature}")

@@ -1,0 +1,152 @@
+"""Which sequence is trained on which visit, and which passes a rollout needs.
+
+Problem i of a rollout belongs to update floor(i*K/P), and the ranks share each update's block; here the sequences of
+one rank and one update are spread over its A micro-batches. The plan is made from lengths and advantages alone, before
+any statistics pass, so that those passes see the same micro-batch rows as the training forward.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forklight.algo.selection import ForkSelection
+from forklight.algo.types import Experience
+
+
+def update_and_rank(problems: int, updates: int, ranks: int) -> list[tuple[int, int]]:
+    """Update and rank of each of the P problems of a rollout, in draw order.
+
+    Args:
+        problems: P.
+        updates: K.
+        ranks: data-parallel size.
+
+    Raises:
+        ValueError: P is not divisible by K * ranks.
+    """
+    if problems % (updates * ranks):
+        raise ValueError(
+            f"data.prompts_per_rollout = {problems} must be divisible by data.updates_per_rollout * ranks = "
+            f"{updates} * {ranks} = {updates * ranks}"
+        )
+    share = problems // (updates * ranks)
+    return [(i // (share * ranks), i // share % ranks) for i in range(problems)]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The rows of every visit, `visit = update * A + micro-batch`."""
+
+    train: tuple[Tensor, ...]  # K*A times int64 [rows]: sequences with a gradient
+    watch: tuple[Tensor, ...]  # K*A times int64 [rows]: sequences whose entropies only the selection needs
+    micro_batches: int  # A
+
+    def visits_of(self, update: int) -> range:
+        """The visits of one update."""
+        return range(update * self.micro_batches, (update + 1) * self.micro_batches)
+
+    def looked_at(self, visit: int) -> Tensor:
+        """All rows of a visit, trained and watched, in draw order."""
+        return torch.cat([self.train[visit], self.watch[visit]]).sort().values
+
+
+def make_plan(
+    experience: Experience, spec: ForkSelection, *, updates: int, micro_batches: int, kl: bool = False
+) -> Plan:
+    """Spreads the sequences of one rank over K*A visits.
+
+    A sequence of zero advantage has no policy gradient. With `over: contributing` and no KL term its whole group, if
+    all its advantages are zero, is left out of every pass; other such sequences are only watched.
+
+    Args:
+        experience: lengths, advantages, groups and updates are read.
+        spec: tells which tokens the selection looks at.
+        updates: K.
+        micro_batches: A.
+        kl: whether a KL term gives every answer token a gradient.
+
+    Raises:
+        ValueError: an update has fewer sequences than micro-batches.
+    """
+    trained = torch.ones_like(experience.contributing) if kl else experience.advantages != 0
+    in_set = experience.contributing if spec.over == "contributing" else torch.ones_like(experience.contributing)
+    looked_at = trained | in_set if spec.needs_entropy else trained
+    cost = (experience.prompt_length + experience.answer_length).tolist()
+    visits: list[list[int]] = []
+    for update in range(updates):
+        in_update = experience.update == update
+        if int(in_update.sum()) < micro_batches:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches = {micro_batches} asks for more micro-batches than the "
+                f"{int(in_update.sum())} sequences that one rank has per update"
+            )
+        rows = (in_update & looked_at).nonzero().flatten().tolist()
+        visits += _balance(rows, experience.group.tolist(), cost, micro_batches)
+    device = experience.update.device
+    rows_of = [torch.tensor(rows, dtype=torch.int64, device=device) for rows in visits]
+    return Plan(
+        train=tuple(rows[trained[rows]] for rows in rows_of),
+        watch=tuple(rows[~trained[rows]] for rows in rows_of),
+        micro_batches=micro_batches,
+    )
+
+
+def _balance(rows: list[int], group: list[int], cost: list[int], bins: int) -> list[list[int]]:
+    """Puts rows into bins of nearly equal cost, the dearest item first; groups stay whole while there are enough."""
+    items: dict[int, list[int]] = {}
+    whole = len({group[row] for row in rows}) >= bins
+    for row in rows:
+        items.setdefault(group[row] if whole else row, []).append(row)
+    weight = {key: sum(cost[row] for row in members) for key, members in items.items()}
+    filled: list[list[int]] = [[] for _ in range(bins)]
+    load = [0] * bins
+    for key in sorted(items, key=lambda key: (-weight[key], key)):
+        lightest = load.index(min(load))
+        filled[lightest] += items[key]
+        load[lightest] += weight[key]
+    return [sorted(members) for members in filled]
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """Which passes a rollout runs beside sampling and training: the table of cases."""
+
+    statistics: bool
+    """One pass at the first update, over all updates of the rollout."""
+    entropy_each_update: bool
+    """One more entropy pass before each later update."""
+    select_in_forward: bool
+    """The training forward itself yields the entropies, and the selection runs inside it."""
+    fold_old: bool
+    """The old log-probability is the training forward's own, detached: one update per rollout."""
+
+    @classmethod
+    def of(cls, spec: ForkSelection, *, updates: int, micro_batches: int) -> "Passes":
+        """The cheapest passes that give the specified result.
+
+        Args:
+            spec: the selection.
+            updates: K.
+            micro_batches: A.
+        """
+        on_policy = updates == 1
+        sees_whole_set = micro_batches == 1 or spec.scope == "micro_batch_rank"
+        current = on_policy or spec.entropy_of == "current"
+        in_forward = spec.needs_entropy and current and sees_whole_set
+        return cls(
+            statistics=not on_policy or (spec.needs_entropy and not in_forward),
+            entropy_each_update=not on_policy and spec.needs_entropy and current and not in_forward,
+            select_in_forward=in_forward,
+            fold_old=on_policy,
+        )
+
+    def describe(self) -> str:
+        """One phrase for the table at the start of a run."""
+        parts = ["sampling"]
+        if self.statistics:
+            parts.append("one statistics pass" + (" (old log-probs)" if not self.fold_old else " (entropies)"))
+        if self.entropy_each_update:
+            parts.append("one entropy pass before each later update")
+        parts.append("training" + (" (selection inside)" if self.select_in_forward else ""))
+        return ", ".join(parts)

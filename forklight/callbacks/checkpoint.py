@@ -1,0 +1,187 @@
+"""Checkpoints from which a run goes on exactly: when they are written, how, and the state Lightning leaves out."""
+
+import os
+import random
+import signal
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from forklight.rollout.ranks import Ranks
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs to disk, then renames: a kill at any moment leaves the old file or the new one.
+
+    Lightning writes to the temporary folder and moves; across file systems that is a copy, which a kill cuts short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Saves a checkpoint; see the class."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        with beside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+        _sync_folder(target.parent)
+
+
+class RunCheckpoint(Checkpoint):
+    """Saves `checkpoints/update-N.ckpt` and the link `last.ckpt`, always between two updates.
+
+    Where an evaluation is due, the checkpoint is written after it, so that a resumed run does not skip it. On SIGTERM
+    the update in progress is finished and saved before the process ends. Curves are flushed before every save, so a
+    checkpoint is never ahead of them.
+
+    Args:
+        every_n_rollouts: rollouts between two checkpoints.
+        every_n_updates: updates between two checkpoints, instead of `every_n_rollouts`; inside a rollout the checkpoint
+            carries the rollout's tensors.
+        keep: checkpoints kept, the newest ones; -1 keeps all.
+    """
+
+    def __init__(self, every_n_rollouts: int = 10, every_n_updates: int | None = None, keep: int = 2) -> None:
+        if every_n_rollouts < 1 or (every_n_updates is not None and every_n_updates < 1):
+            raise ValueError(
+                f"checkpoint.every_n_rollouts = {every_n_rollouts} and checkpoint.every_n_updates = {every_n_updates} "
+                "must be at least 1"
+            )
+        if keep == 0 or keep < -1:
+            raise ValueError(f"checkpoint.keep = {keep} must be at least 1, or -1 for all")
+        self.every_n_rollouts = every_n_rollouts
+        self.every_n_updates = every_n_updates
+        self.keep = keep
+        self.folder: Path | None = None
+        """Set by the command line to `<run_dir>/checkpoints`."""
+        self._pending = False
+        self._saved_at = -1
+        self._signal: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over SIGTERM, which Lightning would answer in the middle of an accumulation."""
+        self._saved_at = trainer.global_step
+
+        def note(number: int, frame: types.FrameType | None) -> None:
+            self._signal = number
+
+        signal.signal(signal.SIGTERM, note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves after an update if one is due, or leaves that to the end of the evaluation that comes first."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        stopping = Ranks().any(self._signal is not None)
+        if not stopping and trainer.global_step % self._interval(trainer):
+            return
+        interval = trainer.val_check_batch
+        evaluation_due = trainer.enable_validation and isinstance(interval, int) and (batch_idx + 1) % interval == 0
+        if evaluation_due:
+            self._pending = True
+        else:
+            self._save(trainer)
+            self._leave_if_stopping(stopping)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what waited for the evaluation."""
+        if self._pending:
+            self._pending = False
+            self._save(trainer)
+            self._leave_if_stopping(Ranks().any(self._signal is not None))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the final state."""
+        if trainer.global_step != self._saved_at:
+            self._save(trainer)
+
+    def _interval(self, trainer: Trainer) -> int:
+        """Updates between two checkpoints."""
+        per_rollout = getattr(getattr(trainer, "datamodule", None), "updates_per_rollout", 1)
+        return self.every_n_updates or self.every_n_rollouts * int(per_rollout)
+
+    def _save(self, trainer: Trainer) -> None:
+        if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            experiment: Any = getattr(logger, "experiment", None)
+            if hasattr(experiment, "flush"):
+                experiment.flush()
+        path = self.folder / f"update-{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        self._saved_at = trainer.global_step
+        if trainer.is_global_zero:
+            _link(self.folder / "last.ckpt", path.name)
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        assert self.folder is not None
+        files = sorted(self.folder.glob("update-*.ckpt"))
+        for path in files[: -self.keep] if self.keep > 0 else ():
+            path.unlink()
+
+    def _leave_if_stopping(self, stopping: bool) -> None:
+        if stopping:
+            raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+
+class RngState(Callback):
+    """Saves and restores the random number generators of every rank, which Lightning does not."""
+
+    def __init__(self) -> None:
+        self._loaded: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states as numbers and tensors, which `weights_only` loading accepts."""
+        kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  the global one is what is saved
+        version, internal, gauss_next = random.getstate()
+        mine = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "python": [version, list(internal), gauss_next],
+            "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        }
+        return {"ranks": Ranks().gather(mine)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the states until training starts: whatever runs before may draw numbers."""
+        self._loaded = state_dict["ranks"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restores this rank's states."""
+        if self._loaded is None:
+            return
+        mine, self._loaded = self._loaded[Ranks().rank % len(self._loaded)], None
+        torch.set_rng_state(mine["torch"].cpu())
+        if mine["cuda"]:
+            torch.cuda.set_rng_state_all([state.cpu() for state in mine["cuda"]])
+        version, internal, gauss_next = mine["python"]
+        random.setstate((version, tuple(internal), gauss_next))
+        kind, keys, position, has_gauss, gauss = mine["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+
+
+def _link(link: Path, target: str) -> None:
+    """Points a relative link to a file, without a moment in which there is none."""
+    beside = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    beside.replace(link)
+    _sync_folder(link.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable, where folders can be opened."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,42 @@
+"""Answers as text with their forking tokens marked."""
+
+from transformers import PreTrainedTokenizerBase
+
+from forklight.algo.types import Experience
+
+
+def marked_answers(experience: Experience, tokenizer: PreTrainedTokenizerBase, count: int) -> str:
+    """The first answers of the first problems in Markdown: forking tokens in bold.
+
+    Args:
+        experience: with `fork_mask`.
+        tokenizer: the policy's.
+        count: number of answers, each of another problem where there are enough.
+    """
+    x = experience
+    assert x.fork_mask is not None
+    groups = x.group.tolist()
+    first_rows = [row for row in range(len(groups)) if row == 0 or groups[row] != groups[row - 1]]
+    parts = []
+    for row in first_rows[:count]:
+        start, length = int(x.prompt_length[row]), int(x.answer_length[row])
+        ids = x.input_ids[row].tolist()
+        answer = [
+            f"<strong>{_escape(text)}</strong>" if fork else _escape(text)
+            for text, fork in zip(
+                _texts(tokenizer, ids[start : start + length]), x.fork_mask[row, :length].tolist(), strict=True
+            )
+        ]
+        prompt = _escape(str(tokenizer.decode(ids[:start])))
+        head = f"advantage {float(x.advantages[row]):+.2f}, reward {float(x.rewards[row]):.2f}"
+        parts.append(f"{head}\n\n<em>{prompt}</em> {''.join(answer)}")
+    return "\n\n---\n\n".join(parts)
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    return [str(tokenizer.decode([token])) for token in ids]
+
+
+def _escape(text: str) -> str:
+    """Keeps Markdown and HTML out: everything but letters, digits and blanks as an entity."""
+    return "".join(c if c.isalnum() or c == " " else "<br>" if c == "\n" else f"&#{ord(c)};" for c in text)

@@ -1,0 +1,6 @@
+"""The policy, the reference model, and the tiny base policy that ships with the package."""
+
+from forklight.models.policy import Policy, PolicyConfig
+from forklight.models.reference import Reference
+
+__all__ = ["Policy", "PolicyConfig", "Reference"]

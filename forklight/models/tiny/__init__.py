@@ -1,0 +1,1 @@
+"""The shipped base policy for Countdown: a folder that `from_pretrained` loads."""

@@ -1,0 +1,241 @@
+"""The LightningModule: which part of the algorithm runs in which hook. No mathematics here."""
+
+import os
+import time
+from collections import defaultdict
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from forklight.algo.losses import ClipRange
+from forklight.algo.selection import ForkSelection
+from forklight.algo.types import Experience
+from forklight.data.visits import EvalBatch, PromptBatch
+from forklight.models.policy import Policy, PolicyConfig, eos_ids, load_tokenizer
+from forklight.models.reference import Reference
+from forklight.rollout.answers import Answerer, Group
+from forklight.rollout.collect import Collector, Rollout, RolloutSpec
+from forklight.rollout.hf import HFSampler
+from forklight.rollout.learn import Learner, Lesson
+from forklight.rollout.ranks import Ranks
+from forklight.rollout.sampler import Sampler
+
+EVALUATION = -1
+"""Stands for the rollout's number in the noise of evaluations, so that every checkpoint sees the same draws."""
+
+
+class ForkGRPOModule(LightningModule):
+    """GRPO on forking tokens: only the answer tokens that the selection keeps carry policy gradient.
+
+    Args:
+        policy: the model that is trained.
+        rollout: how answers are sampled and filtered.
+        sampler: the engine that samples; `HFSampler` (in process) if not given.
+        selection: which tokens carry gradient.
+        clip: the range of the probability ratio.
+        kl_coef: weight of the KL term to the policy before training; at 0 no reference model is loaded.
+        advantage_scale: divide a group's centred rewards by their standard deviation (GRPO), or by nothing (Dr. GRPO).
+        optimizer: made for the policy's parameters.
+        lr_scheduler: stepped after every update; constant if not given.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyConfig = PolicyConfig(),  # noqa: B008  a frozen value
+        rollout: RolloutSpec = RolloutSpec(),  # noqa: B008
+        sampler: Sampler | None = None,
+        selection: ForkSelection = ForkSelection(),  # noqa: B008
+        clip: ClipRange = ClipRange(),  # noqa: B008
+        kl_coef: float = 0.0,
+        advantage_scale: Literal["std", "none"] = "std",
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        if kl_coef < 0:
+            raise ValueError(f"model.kl_coef = {kl_coef} must not be negative")
+        self.policy_config = policy
+        self.rollout_spec = rollout
+        self.sampler = sampler or HFSampler()
+        self.selection = selection
+        self.clip = clip
+        self.kl_coef = kl_coef
+        self.advantage_scale = advantage_scale
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.tokenizer = load_tokenizer(policy)
+        self.ranks = Ranks()
+        self.rollout: Rollout | None = None
+        """The last rollout collected in this process; callbacks read it."""
+        self.lesson: Lesson | None = None
+        self.sums: dict[str, Tensor] = {}
+        """Sums of the update in progress, over its visits on this rank."""
+        self.seconds: dict[str, float] = defaultdict(float)
+        """Wall time by part since the start; callbacks read differences."""
+        self._position = (0, 0)  # rollout and number of its visits that are done
+        self._resumed: Experience | None = None
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Loads the policy, and the reference if a KL term needs one; wires the rest to the run's seed and ranks."""
+        if not hasattr(self, "policy"):
+            self.policy = Policy(self.policy_config)
+            self._reference = [Reference(self.policy_config)] if self.kl_coef > 0 else []
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "42"))
+        self.answerer = Answerer(
+            self.sampler,
+            self.tokenizer,
+            eos_ids(self.policy_config, self.tokenizer),
+            seed=seed,
+            max_positions=getattr(self.policy.model.config, "max_position_embeddings", None),
+        )
+        self.collector = Collector(self.answerer, self.rollout_spec, self.advantage_scale, self.ranks)
+        self.learner = Learner(
+            self.selection,
+            self.clip,
+            kl_coef=self.kl_coef,
+            temperature=self.rollout_spec.temperature,
+            seed=seed,
+            ranks=self.ranks,
+            context=self.trainer.precision_plugin.forward_context,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and a scheduler that steps with every update."""
+        optimizer = self.optimizer(self.policy.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    @property
+    def reference(self) -> Reference | None:
+        """The frozen policy, or None without a KL term. Held outside of the module tree: never in a checkpoint."""
+        return self._reference[0] if self._reference else None
+
+    # -- a training step -----------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Moves the reference to where the policy is."""
+        if self.reference is not None:
+            self.reference.to(self.policy.head_weight)
+
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Visit 0 collects experience; the first visit of every update prepares it."""
+        if batch.visit == 0:
+            with self.trainer.precision_plugin.forward_context():
+                self.sampler.sync(self.policy)
+                self.rollout = self.collector.collect(batch)
+            self._begin(self.rollout.experience, batch)
+        elif self._resumed is not None:
+            self._begin(self._resumed, batch)
+        if batch.starts_update:
+            self.sums = {}
+            started = time.perf_counter()
+            self.learner.prepare_update(self._lesson, batch.update, self.policy, self.reference)
+            self.seconds["statistics"] += time.perf_counter() - started
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """The visit's share of the loss."""
+        started = time.perf_counter()
+        loss, sums = self.learner.loss(self._lesson, batch.visit, self.policy)
+        for name, value in sums.items():
+            combine = torch.maximum if name.endswith("_max") else torch.add
+            self.sums[name] = combine(self.sums[name], value) if name in self.sums else value
+        self._position = (batch.rollout, batch.visit + 1) if not batch.ends_rollout else (batch.rollout + 1, 0)
+        self.seconds["forward"] += time.perf_counter() - started
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward, timed."""
+        started = time.perf_counter()
+        super().backward(loss, *args, **kwargs)
+        self.seconds["backward"] += time.perf_counter() - started
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips by global norm with torch's own function, which knows sharded parameters, and keeps the norm."""
+        started = time.perf_counter()
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        bound = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else torch.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), bound)
+        self.sums["grad_norm"] = norm.detach()
+        self.seconds["optimizer"] += time.perf_counter() - started
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The optimiser's step, timed without the closure that Lightning runs inside of it."""
+        inside = ("forward", "backward", "optimizer")
+        before = sum(self.seconds[part] for part in inside)
+        started = time.perf_counter()
+        super().optimizer_step(*args, **kwargs)
+        elapsed = time.perf_counter() - started
+        self.seconds["optimizer"] += elapsed - (sum(self.seconds[part] for part in inside) - before)
+
+    def _begin(self, experience: Experience, batch: PromptBatch) -> None:
+        self._resumed = None
+        self.lesson = self.learner.begin(
+            experience.to(self.device),
+            rollout=batch.rollout,
+            updates=batch.updates,
+            micro_batches=batch.micro_batches,
+        )
+
+    @property
+    def _lesson(self) -> Lesson:
+        assert self.lesson is not None, "a visit before its rollout"
+        return self.lesson
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def _answer(self, batch: EvalBatch) -> list[Group]:
+        self.sampler.sync(self.policy)
+        return self.answerer.answer(
+            batch.problems,
+            [0] * len(batch.problems),
+            EVALUATION,
+            answers=batch.spec.answers,
+            max_new_tokens=batch.spec.max_new_tokens or self.rollout_spec.max_new_tokens,
+            temperature=batch.spec.temperature,
+            template=batch.template,
+            verifier=batch.verifier,
+        )
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> Any:
+        """Answers to the batch's problems, with verdicts."""
+        return self._answer(batch)
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> Any:
+        """Answers to the batch's problems, with verdicts."""
+        return self._answer(batch)
+
+    def predict_step(self, batch: EvalBatch, batch_idx: int) -> Any:
+        """Answers to the batch's problems, with verdicts."""
+        return self._answer(batch)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Inside a rollout its tensors, of all ranks, go into the checkpoint; at its end there is nothing to keep."""
+        rollout, visit = self._position
+        state = self._lesson.experience.state_dict() if visit else {}
+        checkpoint["forklight"] = {"rollout": rollout, "visit": visit, "experience": self.ranks.gather(state)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes this rank's part of a rollout in progress."""
+        saved = checkpoint["forklight"]
+        self._position = (saved["rollout"], saved["visit"])
+        if len(saved["experience"]) != self.ranks.size and saved["visit"]:
+            raise ValueError(
+                f"the checkpoint lies inside a rollout of {len(saved['experience'])} ranks and cannot go on with "
+                f"{self.ranks.size}; resume from one at a rollout boundary"
+            )
+        if saved["visit"]:
+            self._resumed = Experience(**saved["experience"][self.ranks.rank])

@@ -1,0 +1,1 @@
+"""From problems to experience, and from experience to the loss of a visit."""

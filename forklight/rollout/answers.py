@@ -1,0 +1,128 @@
+"""Sampling and verifying: what training and evaluation share."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from forklight.algo.noise import hash_bits, string_key
+from forklight.data.prompts import PromptTemplate
+from forklight.rollout.sampler import Decoding, Sampler
+from forklight.types import Completion, Problem, Verdict
+from forklight.verify import Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A problem, its answers and their verdicts."""
+
+    problem: Problem
+    draw: int
+    """Number of the problem in the rollout's global draw order; 0 in evaluations."""
+    prompt_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def right(self) -> int:
+        """Number of right answers."""
+        return sum(verdict.right for verdict in self.verdicts)
+
+    @property
+    def mixed(self) -> bool:
+        """True if there are right and other answers: 0 < #right < G."""
+        return 0 < self.right < len(self.verdicts)
+
+
+class Answerer:
+    """Puts problems to the sampler and the answers to a verifier.
+
+    Args:
+        sampler: the engine.
+        tokenizer: the policy's.
+        eos_ids: the tokens that end an answer.
+        seed: the run's seed, of which all noise is made.
+        max_positions: the longest sequence the model can read; None if it does not say.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: tuple[int, ...],
+        *,
+        seed: int,
+        max_positions: int | None = None,
+    ) -> None:
+        self.sampler = sampler
+        self.tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        self.seed = seed
+        self.max_positions = max_positions
+        self.seconds = {"sample": 0.0, "verify": 0.0}
+        """Wall time so far, by part."""
+
+    def answer(
+        self,
+        problems: Sequence[Problem],
+        draws: Sequence[int],
+        rollout: int,
+        *,
+        answers: int,
+        max_new_tokens: int,
+        temperature: float,
+        template: PromptTemplate,
+        verifier: Verifier,
+    ) -> list[Group]:
+        """Samples and verifies some answers to each problem.
+
+        Args:
+            problems: the problems of this rank.
+            draws: their numbers in the draw order; with `rollout` and the problem's uid they decide the noise.
+            rollout: number of the rollout.
+            answers: answers per problem.
+            max_new_tokens: length limit of an answer.
+            temperature: sampling temperature; 0 is greedy.
+            template: how a problem becomes a prompt.
+            verifier: judges the answers.
+
+        Raises:
+            ValueError: a prompt and an answer together exceed what the model can read.
+        """
+        if not problems:
+            return []
+        prompts = [template.encode(problem, self.tokenizer) for problem in problems]
+        self._check_length(problems, prompts, max_new_tokens)
+        keys = [
+            int(hash_bits(self.seed, rollout, string_key(problem.uid), draw))
+            for problem, draw in zip(problems, draws, strict=True)
+        ]
+        started = time.perf_counter()
+        sampled = self.sampler.sample(prompts, keys, answers, Decoding(max_new_tokens, temperature, self.eos_ids))
+        self.seconds["sample"] += time.perf_counter() - started
+        texts = self.tokenizer.batch_decode([ids for group in sampled for ids in group], skip_special_tokens=True)
+
+        started = time.perf_counter()
+        golds = [problem.answer for problem in problems for _ in range(answers)]
+        verdicts = verifier.verify_many(list(zip(texts, golds, strict=True)))
+        self.seconds["verify"] += time.perf_counter() - started
+
+        groups = []
+        for i, problem in enumerate(problems):
+            span = slice(i * answers, (i + 1) * answers)
+            completions = tuple(
+                Completion(problem.uid, index, tuple(ids), text, truncated=ids[-1] not in self.eos_ids)
+                for index, (ids, text) in enumerate(zip(sampled[i], texts[span], strict=True))
+            )
+            groups.append(Group(problem, draws[i], tuple(prompts[i]), completions, tuple(verdicts[span])))
+        return groups
+
+    def _check_length(self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]], new: int) -> None:
+        longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+        total = len(prompts[longest]) + new
+        if self.max_positions is not None and total > self.max_positions:
+            raise ValueError(
+                f"problem {problems[longest].uid} has a prompt of {len(prompts[longest])} tokens; with "
+                f"max_new_tokens = {new} that makes {total}, more than the {self.max_positions} the model can read"
+            )

@@ -1,0 +1,135 @@
+"""Sampling in process with the policy's own transformers model: no second copy of the weights, nothing to sync."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from forklight.algo.noise import hash_uniform
+from forklight.models.policy import Policy
+from forklight.rollout.sampler import Decoding
+
+_TILE_ELEMENTS = 2**24
+"""Largest float64 block of the inverse CDF, in elements: 128 MiB."""
+
+
+class HFSampler:
+    """Batched decoding with a key-value cache; each prompt is read once, whatever the number of answers.
+
+    Tokens are drawn by inverse CDF in float64 from hashed noise, so an answer does not depend on its batch but through
+    the last digits of the logits. No generation settings are read: only logits / T, over the full vocabulary.
+
+    Args:
+        batch_size: sequences decoded side by side; bounds the memory of the cache.
+    """
+
+    def __init__(self, batch_size: int = 512) -> None:
+        if batch_size < 1:
+            raise ValueError(f"sampler.batch_size = {batch_size} must be at least 1")
+        self.batch_size = batch_size
+        self._policy: list[Policy] = []
+
+    def sync(self, policy: Policy) -> None:
+        """Keeps a reference: the weights are shared."""
+        self._policy = [policy]
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: Decoding
+    ) -> list[list[list[int]]]:
+        """Samples some answers to each prompt; see `Sampler.sample`."""
+        policy = self._policy[0]
+        training = policy.model.training
+        policy.eval()  # gradient checkpointing, which acts in training mode, would switch the cache off
+        width = max(1, self.batch_size // answers)
+        sampled: list[list[list[int]]] = []
+        for start in range(0, len(prompts), width):
+            block = slice(start, start + width)
+            flat = _decode(policy, prompts[block], keys[block], answers, decoding)
+            sampled += [flat[i : i + answers] for i in range(0, len(flat), answers)]
+        policy.train(training)
+        return sampled
+
+
+def _decode(
+    policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: Decoding
+) -> list[list[int]]:
+    """Answers of one block, prompt by prompt. Rows that have ended leave the batch once they are half of it."""
+    device = policy.head_weight.device
+    input_ids, mask = _left_pad(prompts, device)
+    cache = DynamicCache()
+    hidden = policy.body(
+        input_ids=input_ids,
+        attention_mask=None if mask.all() else mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1]
+    cache.batch_repeat_interleave(answers)
+    hidden, mask = hidden.repeat_interleave(answers, 0), mask.repeat_interleave(answers, 0)
+    noise_key = torch.tensor(keys, dtype=torch.int64, device=device).repeat_interleave(answers)
+    answer = torch.arange(answers, device=device).repeat(len(prompts))
+    row = torch.arange(len(noise_key), device=device)  # where the live rows belong
+    eos = torch.tensor(decoding.eos_ids, device=device)
+    tokens = torch.full((len(row), decoding.max_new_tokens), -1, device=device)
+    live = torch.ones_like(row, dtype=torch.bool)
+    for position in range(decoding.max_new_tokens):
+        uniform = hash_uniform(noise_key, answer, position)
+        token = draw(hidden, policy.head_weight, uniform, decoding.temperature)
+        tokens[row[live], position] = token[live]
+        live = live & ~torch.isin(token, eos)
+        alive = int(live.sum())
+        if alive == 0 or position + 1 == decoding.max_new_tokens:
+            break
+        if alive <= len(live) // 2:
+            cache.batch_select_indices(live.nonzero().flatten())
+            token, mask, noise_key, answer, row = (x[live] for x in (token, mask, noise_key, answer, row))
+            live = live[live]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        hidden = policy.body(
+            input_ids=token[:, None],
+            attention_mask=None if mask.all() else mask,
+            position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+    lengths = (tokens >= 0).sum(1).tolist()
+    return [ids[:length] for ids, length in zip(tokens.tolist(), lengths, strict=True)]
+
+
+def draw(hidden: Tensor, weight: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Draws a token per row by inverse CDF in float64.
+
+    Args:
+        hidden: `[B,H]`.
+        weight: the head's, `[V,H]`.
+        uniform: float64 `[B]` in [0, 1).
+        temperature: T; 0 takes the most probable token.
+
+    Returns:
+        int64 `[B]`.
+    """
+    tile = max(1, _TILE_ELEMENTS // len(weight))
+    drawn = []
+    for start in range(0, len(hidden), tile):
+        logits = torch.nn.functional.linear(hidden[start : start + tile], weight)
+        if temperature == 0:
+            drawn.append(logits.argmax(-1))
+            continue
+        cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)
+        total = cdf[:, -1:].contiguous()
+        token = torch.searchsorted(cdf, uniform[start : start + tile, None] * total, right=True)
+        last_possible = torch.searchsorted(cdf, total)  # rounding must not reach tokens of probability zero
+        drawn.append(torch.minimum(token, last_possible).squeeze(1))
+    return torch.cat(drawn)
+
+
+def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = True
+    return ids.to(device), mask.to(device)

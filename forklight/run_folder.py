@@ -1,0 +1,140 @@
+"""The folder of a run: one place, fixed by `--run_dir`, that is never overwritten by accident."""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAY_CHANGE = (
+    "ckpt_path",
+    "run_dir",
+    "checkpoint",
+    "evaluation",
+    "monitor",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.accumulate_grad_batches",
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.profiler",
+    "trainer.log_every_n_steps",
+    "trainer.val_check_interval",
+    "trainer.limit_val_batches",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.default_root_dir",
+    "data.init_args.val",
+    "data.init_args.test",
+    "data.init_args.eval_every_rollouts",
+    "data.init_args.eval_batch_size",
+)
+"""Settings that a resumed run may change: how long, and what is watched and saved; none changes what is learnt."""
+
+
+class RunFolderError(ValueError):
+    """The run folder and the command line do not fit together."""
+
+
+class RunFolder:
+    """`checkpoints/`, curves, `samples.jsonl` and one `config-N.yaml` per start.
+
+    Args:
+        root: the folder; need not exist.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is nothing to lose."""
+        return not self.root.exists() or not any(self.root.iterdir())
+
+    def resume_point(self, ckpt_path: str | None, config: dict[str, Any]) -> Path | None:
+        """The checkpoint to go on from, or None for a fresh start.
+
+        Args:
+            ckpt_path: `last`, a file, or None.
+            config: what this start would run with.
+
+        Raises:
+            RunFolderError: the folder holds a run and no checkpoint was asked for, or no intact one is there, or the
+                run has another config.
+        """
+        if ckpt_path not in (None, "last"):
+            assert ckpt_path is not None
+            if not _is_intact(Path(ckpt_path)):
+                raise RunFolderError(f"--ckpt_path {ckpt_path}: no intact checkpoint there")
+        if self.is_empty:
+            return None if ckpt_path in (None, "last") else Path(str(ckpt_path))
+        if ckpt_path is None:
+            raise RunFolderError(
+                f"run folder {self.root} is not empty; give --ckpt_path last to go on with its run, "
+                "or another --run_dir to start a new one"
+            )
+        self._check_same_config(config)
+        path = self.checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+        if not _is_intact(path):
+            others = sorted(p.name for p in self.checkpoints.glob("update-*.ckpt") if _is_intact(p))
+            raise RunFolderError(
+                f"--ckpt_path last: run folder {self.root} is not empty, but {path} is no intact checkpoint; "
+                + (f"intact are {', '.join(others)}: name one" if others else "there is none; give another --run_dir")
+            )
+        return path
+
+    def keep_config(self, config: dict[str, Any]) -> None:
+        """Writes the config of this start beside those of earlier ones."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        number = len(list(self.root.glob("config-*.yaml")))
+        with (self.root / f"config-{number}.yaml").open("x") as file:
+            yaml.safe_dump(config, file, sort_keys=False)
+
+    def numbered(self, verb: str) -> Path:
+        """A new folder `<verb>-<n>` for what `validate`, `test` or `predict` write."""
+        number = len(list(self.root.glob(f"{verb}-*")))
+        folder = self.root / f"{verb}-{number}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def _check_same_config(self, config: dict[str, Any]) -> None:
+        first = self.root / "config-0.yaml"
+        if not first.is_file():
+            raise RunFolderError(f"run folder {self.root} is not empty and holds no run (no {first.name})")
+        before = dict(_flat(yaml.safe_load(first.read_text())))
+        now = dict(_flat(config))
+        changed = [
+            f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not _may_change(key)
+        ]
+        if changed:
+            raise RunFolderError(
+                f"run folder {self.root} belongs to a run of another config: {'; '.join(changed)}. "
+                "Restore these settings, or give another --run_dir"
+            )
+
+
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested config by dotted key."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _is_intact(path: Path) -> bool:
+    """True for a complete file of `torch.save`: a zip archive whose directory, written last, is there."""
+    return path.is_dir() or (path.is_file() and os.path.getsize(path) > 0 and zipfile.is_zipfile(path))

@@ -1,0 +1,67 @@
+"""The values every part of forklight passes on. Free of torch: the verifier's worker processes import it too."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["right", "wrong", "unjudged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A problem with a verifiable answer.
+
+    Example:
+        >>> Problem.make("What is 2 + 3?", "5", source="example").answer
+        '5'
+    """
+
+    uid: str
+    """Stable name: a hash of source and prompt. Noise, de-duplication and tables are keyed by it."""
+    prompt: str
+    """The problem's text, before any template."""
+    answer: str
+    """What the verifier compares with (the *gold*)."""
+    source: str
+    """The data set it came from."""
+
+    @classmethod
+    def make(cls, prompt: str, answer: str, source: str) -> "Problem":
+        """Builds a problem and its uid."""
+        digest = hashlib.sha256(f"{source}\0{prompt}".encode()).hexdigest()
+        return cls(uid=digest[:16], prompt=prompt, answer=answer, source=source)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer."""
+
+    uid: str
+    """The problem's uid."""
+    index: int
+    """Number of the answer within its group, 0 .. G-1."""
+    token_ids: tuple[int, ...]
+    """The sampled tokens, EOS included."""
+    text: str
+    """The decoded answer, without special tokens."""
+    truncated: bool
+    """True if the length limit came before an EOS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier says of one answer."""
+
+    outcome: Outcome
+    """`unjudged`: the verifier could not tell (time or memory limit); it earns no reward and is counted."""
+    reason: str
+    """One short phrase for logs and `samples.jsonl`."""
+    extracted: str | None = None
+    """The part of the answer that was judged."""
+    seconds: float = 0.0
+    """Wall time of the judgement."""
+
+    @property
+    def right(self) -> bool:
+        """True if the answer was judged right."""
+        return self.outcome == "right"

@@ -1,0 +1,104 @@
+r"""Verifier of the Countdown task: reach a target from given numbers with + - * /, each number used exactly once.
+
+The gold is `"62 from 3, 9, 14"`. The answer is the worked steps and nothing else, one spelling for each solution:
+
+    steps  = step (";" step)*
+    step   = number ("+" | "-" | "*" | "/") number "=" number
+    number = "0" or ASCII digits without a leading zero, at most 18
+
+There are no blanks inside and no ";" at the end; blanks and newlines around the whole are ignored. Numbers are whole
+and not negative, divisions are exact. A step uses two of the numbers that are available (given, or the result of an
+earlier step) and makes its result available; at the end exactly the last result is left and is the target.
+"""
+
+import re
+import time
+from collections import Counter
+from functools import lru_cache
+
+from forklight.types import Verdict
+
+MAX_CHARACTERS = 1000
+"""An answer longer than this is wrong without a look at its steps."""
+
+_NUMBER = r"(0|[1-9][0-9]{0,17})"
+_STEP = re.compile(rf"{_NUMBER}([-+*/]){_NUMBER}={_NUMBER}")
+_GOLD = re.compile(rf"{_NUMBER} from ({_NUMBER}(?:, {_NUMBER})+)")
+
+
+class CountdownVerifier:
+    """Judges worked Countdown solutions. A parser with bounded work; nothing is evaluated.
+
+    Reasons: "solved"; or, for a wrong answer, the first fault: "no steps", "too long (.. characters)",
+    "not a step: '..'", ".. is not available", "step 2: 9*7 is 63, not 64", "step 2: 9/2 is not a whole number",
+    "9, 14 unused", "reached 49, not 62".
+
+    Example:
+        >>> CountdownVerifier().verify_many([("9*7=63;63-1=62", "62 from 1, 7, 9")])[0].outcome
+        'right'
+    """
+
+    def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
+        """Judges (answer text, gold) pairs, in order.
+
+        Raises:
+            ValueError: If a gold is not of the form `"62 from 3, 9, 14"`.
+        """
+        return [self._verify(answer, gold) for answer, gold in pairs]
+
+    def _verify(self, answer: str, gold: str) -> Verdict:
+        start = time.perf_counter()
+        target, numbers = _read_gold(gold)
+        steps = answer.strip(" \t\r\n")
+        if len(steps) > MAX_CHARACTERS:
+            fault: str | None = f"too long ({len(steps)} characters)"
+            extracted = None
+        else:
+            fault = _fault(steps, target, Counter(numbers))
+            extracted = steps or None
+        seconds = time.perf_counter() - start
+        return Verdict("wrong" if fault else "right", fault or "solved", extracted, seconds)
+
+
+@lru_cache(maxsize=4096)
+def _read_gold(gold: str) -> tuple[int, tuple[int, ...]]:
+    match = _GOLD.fullmatch(gold)
+    if match is None:
+        raise ValueError(f"a Countdown gold reads like '62 from 3, 9, 14', got {gold[:80]!r}")
+    return int(match.group(1)), tuple(int(number) for number in match.group(2).split(", "))
+
+
+def _fault(steps: str, target: int, available: Counter[int]) -> str | None:
+    """The first fault of the steps, None if they solve the problem."""
+    if not steps:
+        return "no steps"
+    claimed = target
+    for place, step in enumerate(steps.split(";"), start=1):
+        match = _STEP.fullmatch(step)
+        if match is None:
+            return f"not a step: {step[:40]!r}"
+        left, sign, right, claimed = int(match[1]), match[2], int(match[3]), int(match[4])
+        for number in (left, right):
+            if not available[number]:
+                return f"{number} is not available"
+            available[number] -= 1
+        fault = _arithmetic_fault(left, sign, right, claimed)
+        if fault:
+            return f"step {place}: {fault}"
+        available[claimed] += 1
+    available[claimed] -= 1
+    unused = sorted(available.elements())
+    if unused:
+        return f"{', '.join(map(str, unused))} unused"
+    return None if claimed == target else f"reached {claimed}, not {target}"
+
+
+def _arithmetic_fault(left: int, sign: str, right: int, claimed: int) -> str | None:
+    term = f"{left}{sign}{right}"
+    if sign == "/":
+        if right == 0 or left % right:
+            return f"{term} is not a whole number"
+        value = left // right
+    else:
+        value = {"+": left + right, "-": left - right, "*": left * right}[sign]
+    return None if value == claimed else f"{term} is {value}, not {claimed}"

@@ -1,0 +1,107 @@
+r"""Finds the final answer in what a model wrote: the last `\boxed{}` or `\fbox{}` after the thought.
+
+The rules, each of which closes a way to be paid for something else than one final answer:
+
+- Only the text after the last `</think>` counts. A `<think>` without its end means that there is no answer.
+- The last box counts, braces matched, with blanks allowed between command and brace. If the last box is not closed,
+  or has no brace, there is no answer; an earlier box does not step in.
+- Boxes that stand side by side, with nothing between them but blanks, separators and "and" / "or", are one list: for
+  the gold 5, `\boxed{6}, \boxed{5}` is wrong and `\boxed{5} ... \boxed{5}` is right. With any other text between them
+  only the last counts, so a corrected answer is read as its correction. Repeated boxes count once.
+- Only the last 20,000 characters are searched.
+"""
+
+import re
+from typing import NamedTuple
+
+WINDOW = 20_000
+"""Characters at the end of the answer that are searched."""
+
+_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?P<open>\{?)|\\.|[{}]", re.DOTALL)
+_BETWEEN = re.compile(
+    r"(?:[\s,;&$]|\\[,;:!()\[\]\\]|\\q?quad(?![A-Za-z])|(?:\\text\s*\{\s*)?\b(?:and|or)\b(?:\s*\})?)*+", re.IGNORECASE
+)
+
+
+class Extraction(NamedTuple):
+    """An extracted answer, or why there is none."""
+
+    answer: str | None
+    """The content of the box."""
+    reason: str
+    """Why there is no answer; empty if there is one."""
+
+
+class _Box(NamedTuple):
+    start: int
+    """Where the command begins."""
+    content: int
+    """Where the content begins."""
+    end: int
+    """Where the closing brace stands; -1 if the box is not closed."""
+
+
+def after_thought(text: str) -> str | None:
+    """Returns the text after the last `</think>`; None if a thought is begun but not ended."""
+    final = text.rpartition("</think>")[2]
+    return None if "<think>" in final else final
+
+
+def extract_box(text: str) -> Extraction:
+    r"""Returns the content of the last box (the joined contents, if several stand side by side).
+
+    Runs in time linear in the length of the text.
+
+    Example:
+        >>> extract_box(r"So it is \boxed{\frac{1}{2}}.").answer
+        '\\frac{1}{2}'
+        >>> extract_box(r"\boxed{5} and then \boxed{6").reason
+        'box not closed'
+    """
+    final = after_thought(text)
+    if final is None:
+        return Extraction(None, "thought not ended")
+    final = final[-WINDOW:]
+    boxes = _boxes(final)
+    if not boxes:
+        return Extraction(None, "no box")
+    if boxes[-1].end < 0:
+        return Extraction(None, "box not closed")
+    contents = _last_contents(final, boxes)
+    if not all(contents):
+        return Extraction(None, "empty box")
+    return Extraction(", ".join(contents), "")
+
+
+def _boxes(text: str) -> list[_Box]:
+    """All boxes in the order in which they begin, in one pass with a stack of open braces."""
+    boxes: list[_Box] = []
+    open_braces: list[int | None] = []  # the number of the box that the brace opens, None for a plain brace
+    for token in _TOKEN.finditer(text):
+        mark = token.group()
+        if mark == "}":
+            number = open_braces.pop() if open_braces else None
+            if number is not None:
+                boxes[number] = boxes[number]._replace(end=token.start())
+        elif mark == "{":
+            open_braces.append(None)
+        elif token.group("open") is not None:
+            if token.group("open"):
+                open_braces.append(len(boxes))
+            boxes.append(_Box(token.start(), token.end(), -1))
+    return boxes
+
+
+def _last_contents(text: str, boxes: list[_Box]) -> list[str]:
+    """The distinct contents of the last box and of the boxes that stand side by side with it, in order."""
+    contents: list[str] = []
+    following = len(text)
+    for box in reversed(boxes):
+        adjacent = not contents or (0 <= box.end < following and _BETWEEN.fullmatch(text, box.end + 1, following))
+        if not adjacent:
+            break
+        content = text[box.content : box.end].strip()
+        if content not in contents:
+            contents.append(content)
+        following = box.start
+    return contents[::-1]

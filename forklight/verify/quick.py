@@ -1,0 +1,85 @@
+r"""What can be decided about two texts without SymPy: equal texts, plain numbers, words, choices, ratios.
+
+Most answers of a run end here; the rest goes to the worker process, which starts with the same decision for each part.
+"""
+
+import re
+
+from forklight.verify.numbers import read_number, same_number, split_unit
+
+_WORDS = re.compile(r"\\text\{([^{}]*)\}|([A-Za-z][A-Za-z ]*)")
+_CHOICE = re.compile(r"\(?([A-Z])\)?")
+_CHOICE_AND_VALUE = re.compile(r"\(([A-Z])\)\s*(.*)", re.DOTALL)
+_RATIO = re.compile(r"[0-9]+(?:\s*:\s*[0-9]+)+")
+_LETTER_RUN = re.compile(r"[A-Za-z]{4}")
+_PROSE = re.compile(r"(?<![A-Za-z\\])(?:is|not|or|and|wrong|nor|but)(?![A-Za-z])|\([A-Z]\)")
+
+
+def quick(gold: str, answer: str) -> bool | None:
+    r"""Compares two texts in the common spelling.
+
+    Returns:
+        Whether they are equal; None if the texts alone do not tell.
+
+    Example:
+        >>> quick("5", r"5\text{ cm}"), quick("5", "6"), quick("(x+1)^2", "x^2+2x+1")
+        (True, False, None)
+    """
+    if not answer.isascii() and any(c.isdigit() and not c.isascii() for c in answer):
+        return False  # digits of other scripts, which Python and SymPy would read
+    if _without_blanks(gold) == _without_blanks(answer):
+        return True
+    if r"\ldots" in gold or r"\ldots" in answer:
+        return False  # what the dots stand for cannot be compared
+    for decide in (_choice, _words, _quantity):
+        verdict = decide(gold, answer)
+        if verdict is not None:
+            return verdict
+    return None
+
+
+def _without_blanks(text: str) -> str:
+    return re.sub(r"(?<=[^A-Za-z0-9])\s+|\s+(?=[^A-Za-z0-9])", "", text)
+
+
+def _choice(gold: str, answer: str) -> bool | None:
+    r"""A gold that is one capital letter: `C` = `(C)` = `(C)\ 5`, but not `(C) or (D)` and not `c`."""
+    wanted = _CHOICE.fullmatch(gold)
+    if wanted is None:
+        return None
+    found = _CHOICE.fullmatch(answer)
+    if found is None:
+        found = _CHOICE_AND_VALUE.fullmatch(answer)
+        if found is not None and _PROSE.search(found.group(2)):
+            return False
+    if found is not None:
+        return wanted.group(1) == found.group(1)
+    return False if len(answer) == 1 else None
+
+
+def _words(gold: str, answer: str) -> bool | None:
+    """Words are compared as words, so that `east` is not the product of its letters, which `seat` is too."""
+    texts = _WORDS.fullmatch(gold), _WORDS.fullmatch(answer)
+    wrapped = [match is not None and match.group(1) is not None for match in texts]
+    if None in texts:
+        # Prose against a number or a formula. (A list such as `\text{A, B}` was unwrapped by the common spelling.)
+        return False if any(wrapped) and "=" not in gold + answer else None
+    if not any(wrapped) and not _LETTER_RUN.search(gold):
+        return None
+    words = [" ".join((match.group(1) or match.group(2) or "").split()).strip(".") for match in texts if match]
+    if max(map(len, words)) > 1:
+        words = [word.casefold() for word in words]
+    return words[0] == words[1]
+
+
+def _quantity(gold: str, answer: str) -> bool | None:
+    """Numbers and ratios, with or without a unit; two different units differ."""
+    (wanted, wanted_unit), (found, found_unit) = split_unit(gold), split_unit(answer)
+    if _RATIO.fullmatch(wanted) and _RATIO.fullmatch(found):
+        same = [int(part) for part in wanted.split(":")] == [int(part) for part in found.split(":")]
+    else:
+        number, other = read_number(wanted), read_number(found)
+        if number is None or other is None:
+            return None
+        same = same_number(number, other)
+    return same and (not wanted_unit or not found_unit or wanted_unit == found_unit)

@@ -1,0 +1,106 @@
+"""A random Qwen3 of two layers with a tokenizer of 50 words, and random ragged experience for it."""
+
+import json
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+
+from forklight.algo.types import Experience
+from forklight.models.policy import Policy, PolicyConfig
+
+VOCABULARY = 50
+EOS = 1
+WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(2, VOCABULARY))]
+
+
+def write_model(folder: Path, *, seed: int = 0, tokenizer_eos: bool = True, **settings: object) -> str:
+    """Writes weights, config and tokenizer; the weights are large, so that entropies differ from token to token."""
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.5,
+        "tie_word_embeddings": True,
+        "eos_token_id": EOS,
+        "bos_token_id": None,
+        "pad_token_id": None,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(Qwen3Config(**{**shape, **settings}))
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    eos = {"eos_token": "<eos>"} if tokenizer_eos else {}
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **eos).save_pretrained(folder)
+    return str(folder)
+
+
+def poison(folder: Path, **settings: object) -> None:
+    """Replaces the folder's generation settings."""
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+
+
+def load(path: str, dtype: str = "float64", **settings: object) -> Policy:
+    """The policy in a folder, in evaluation mode like every model that transformers loads."""
+    return Policy(PolicyConfig(path=path, dtype=dtype, **settings))
+
+
+def experience(
+    seed: int, *, problems: int = 6, answers: int = 3, updates: int = 1, shares: tuple[float, ...] = (0.3, 0.4, 0.3)
+) -> Experience:
+    """Ragged sequences: groups without advantage, single zero advantages, equal answers (with equal advantages).
+
+    Args:
+        seed: of everything random.
+        problems: P.
+        answers: G.
+        updates: K.
+        shares: how many groups have only zero advantages, one or more zeros, and no zero.
+    """
+    rng = random.Random(seed)
+    rows, lengths, advantages = [], [], []
+    for _ in range(problems):
+        prompt = [rng.randrange(2, VOCABULARY) for _ in range(rng.randint(1, 5))]
+        group = [[rng.randrange(1, VOCABULARY) for _ in range(rng.randint(1, 8))] for _ in range(answers)]
+        values = [rng.choice([-1.5, -0.5, 0.7, 1.1]) for _ in group]
+        kind = rng.choices(["none", "some", "all"], shares)[0]
+        if kind == "some":
+            values[rng.randrange(answers)] = 0.0
+        if rng.random() < 0.4:
+            group[-1], values[-1] = group[0], values[0]
+        rows += [prompt + answer for answer in group]
+        lengths += [(len(prompt), len(answer)) for answer in group]
+        advantages.append([0.0] * answers if kind == "none" else values)
+    sequences, group = problems * answers, torch.arange(problems).repeat_interleave(answers)
+    input_ids = torch.zeros(sequences, max(map(len, rows)), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = torch.tensor(row)
+    per_group = torch.tensor(advantages, dtype=torch.float64)
+    return Experience(
+        input_ids=input_ids,
+        prompt_length=torch.tensor([prompt for prompt, _ in lengths]),
+        answer_length=torch.tensor([answer for _, answer in lengths]),
+        rewards=per_group.flatten(),
+        advantages=per_group.flatten(),
+        contributing=(per_group != 0).any(1).repeat_interleave(answers),
+        truncated=torch.zeros(sequences, dtype=torch.bool),
+        update=group * updates // problems,
+        group=group,
+        row_key=torch.arange(sequences),
+    )
+
+
+def rows_of(x: Experience, rows: torch.Tensor) -> Experience:
+    """The sequences that one rank would have."""
+    per_row = ("input_ids", "prompt_length", "answer_length", "rewards", "advantages", "contributing")
+    per_row += ("truncated", "update", "group", "row_key")
+    return Experience(**{name: getattr(x, name)[rows] for name in per_row})
