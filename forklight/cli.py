@@ -73,11 +73,9 @@ class ForkCLI(LightningCLI):
             self.resume_from = self.folder.resume_point(config.ckpt_path, self._plain_config())
             if config.ckpt_path == "last" and self.resume_from is None:
                 print(f"--ckpt_path last: run folder {self.folder.root} is empty, starting from the beginning")
-        elif config.ckpt_path == "last":
-            last = self.folder.checkpoints / "last.ckpt"
-            self.resume_from = last if last.exists() else None
         elif config.ckpt_path:
-            self.resume_from = Path(config.ckpt_path)
+            # Other processes of a run that starts with `last` find nothing either; the other verbs need a checkpoint.
+            self.resume_from = self.folder.find(config.ckpt_path, required=self.subcommand != "fit")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what a config cannot lose: logger, atomic checkpoints, progress."""

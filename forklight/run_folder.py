@@ -90,6 +90,19 @@ class RunFolder:
             )
         return path
 
+    def find(self, ckpt_path: str, *, required: bool) -> Path | None:
+        """The intact checkpoint that `last` or a file name means; None if there is none and it is not required.
+
+        Raises:
+            RunFolderError: there is none and it is required.
+        """
+        path = self.checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+        if _is_intact(path):
+            return path
+        if required:
+            raise RunFolderError(f"--ckpt_path {ckpt_path}: no intact checkpoint at {path}")
+        return None
+
     def keep_config(self, config: dict[str, Any]) -> None:
         """Writes the config of this start beside those of earlier ones."""
         self.root.mkdir(parents=True, exist_ok=True)

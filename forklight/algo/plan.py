@@ -39,7 +39,7 @@ class Plan:
     """The rows of every visit, `visit = update * A + micro-batch`."""
 
     train: tuple[Tensor, ...]  # K*A times int64 [rows]: sequences with a gradient
-    watch: tuple[Tensor, ...]  # K*A times int64 [rows]: sequences whose entropies only the selection needs
+    watch: tuple[Tensor, ...]  # K*A times int64 [rows]: sequences without one that the selection looks at
     micro_batches: int  # A
 
     def visits_of(self, update: int) -> range:
@@ -71,7 +71,8 @@ def make_plan(
     """
     trained = torch.ones_like(experience.contributing) if kl else experience.advantages != 0
     in_set = experience.contributing if spec.over == "contributing" else torch.ones_like(experience.contributing)
-    looked_at = trained | in_set if spec.needs_entropy else trained
+    # Over the whole update `random` and `all` need no pass over them; sets cut by micro-batch must have their tokens.
+    looked_at = trained | in_set if spec.needs_entropy or spec.scope == "micro_batch_rank" else trained
     cost = (experience.prompt_length + experience.answer_length).tolist()
     visits: list[list[int]] = []
     for update in range(updates):

@@ -25,20 +25,27 @@ class MathEval(Callback):
     `test/<set>/` at x = updates done, and as metrics that a ModelCheckpoint can monitor.
 
     Args:
-        table: print a table of the scores.
+        at_start: score the policy before the first update of a run, too; a resumed run does not repeat it.
+        table: print a table of the scores, beside those of the first evaluation.
     """
 
-    def __init__(self, table: bool = True) -> None:
+    def __init__(self, at_start: bool = True, table: bool = True) -> None:
+        self.at_start = at_start
         self.table = table
         self.folder: Path | None = None
         """Where `samples.jsonl` and `predictions.jsonl` go; set by the command line to the run folder."""
         self._metrics: dict[str, MetricCollection] = {}
         self._lines: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self._first: tuple[int, dict[str, dict[str, float]]] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run answers again what came after its checkpoint: those lines go."""
         if self.folder is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _drop_lines_after(self.folder / "samples.jsonl", trainer.global_step)
+        if self.at_start and trainer.global_step == 0 and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins an evaluation."""
@@ -94,8 +101,10 @@ class MathEval(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(flat, step=trainer.global_step)
         self._write(trainer, "samples.jsonl")
+        now = (trainer.global_step, scores)
+        self._first = self._first or now
         if self.table and trainer.is_global_zero:
-            Console().print(score_table(scores, f"{stage} after {trainer.global_step} updates"))
+            Console().print(score_table([now] if self._first is now else [self._first, now]))
 
     def _write(self, trainer: Trainer, name: str) -> None:
         """Appends the answers of all ranks, each problem once."""
@@ -111,21 +120,27 @@ class MathEval(Callback):
             os.fsync(file.fileno())
 
 
-def score_table(scores: dict[str, dict[str, float]], title: str) -> Table:
-    """Scores by set, one column each: shares in per cent, lengths in tokens."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("set")
-    columns = list(dict.fromkeys(key for values in scores.values() for key in values))
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, values in scores.items():
-        cells = [_cell(column, values[column]) if column in values else "" for column in columns]
-        table.add_row(name, *cells)
+def score_table(evaluations: Sequence[tuple[int, dict[str, dict[str, float]]]]) -> Table:
+    """Scores by set and number of updates: shares in per cent, avg@n with its standard error, lengths in tokens."""
+    table = Table()
+    keys = dict.fromkeys(key for _, scores in evaluations for values in scores.values() for key in values)
+    columns = [key for key in keys if "_se" not in key and key not in ("pass@2", "pass@4")]
+    for heading in ("set", "updates", *columns):
+        table.add_column(heading, justify="left" if heading == "set" else "right", no_wrap=True)
+    for name in dict.fromkeys(name for _, scores in evaluations for name in scores):
+        for step, scores in evaluations:
+            values = scores.get(name, {})
+            table.add_row(name, str(step), *(_cell(values, column) for column in columns))
     return table
 
 
-def _cell(column: str, value: float) -> str:
-    return f"{value:.1f}" if column == "length" else f"{100 * value:.1f} %"
+def _cell(values: dict[str, float], column: str) -> str:
+    if column not in values:
+        return ""
+    if column == "length":
+        return f"{values[column]:.1f}"
+    error = values.get(f"{column}_se")
+    return f"{100 * values[column]:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "") + " %"
 
 
 def _floats(values: dict[str, Any]) -> dict[str, float]:

@@ -87,10 +87,9 @@ class Step(NamedTuple):
     result: int
     remaining: tuple[int, ...]
 
-    def text(self, swap: bool = False) -> str:
-        """Returns `left operator right = result` without blanks; `swap` exchanges what + and * let one exchange."""
-        left, right = (self.right, self.left) if swap and self.operator in "+*" else (self.left, self.right)
-        return f"{left}{self.operator}{right}={self.result}"
+    def text(self) -> str:
+        """Returns `left operator right = result` without blanks."""
+        return f"{self.left}{self.operator}{self.right}={self.result}"
 
 
 @lru_cache(maxsize=1 << 14)
@@ -148,7 +147,8 @@ def solutions(puzzle: Puzzle) -> Iterator[str]:
 def worked_trace(puzzle: Puzzle, rng: Random, hit: bool, largest_miss: int = LARGEST_RESULT) -> str:
     """Writes one random worked answer with right arithmetic that uses every number once.
 
-    Each step is drawn evenly from those after which the answer can still end as asked.
+    Each step is drawn evenly from those after which the answer can still end as asked. The larger operand stands on the
+    left: with both orders a policy has twice the arithmetic to learn, and learns to reach targets half as fast.
 
     Args:
         puzzle: Target and numbers.
@@ -171,7 +171,7 @@ def worked_trace(puzzle: Puzzle, rng: Random, hit: bool, largest_miss: int = LAR
     while len(numbers) > 1:
         steps = [step for step in possible_steps(numbers) if _reachable_bits(step.remaining) & wanted]
         step = steps[int(rng.random() * len(steps))]
-        written.append(step.text(swap=rng.random() < 0.5))
+        written.append(step.text())
         numbers = step.remaining
     return ";".join(written)
 

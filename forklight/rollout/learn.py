@@ -31,6 +31,8 @@ class Lesson:
     passes: Passes
     rollout: int
     """Number of the rollout: the noise of `keep: random` depends on it."""
+    watched: tuple[bool, ...]
+    """Per visit: whether any rank has rows whose entropies only the selection needs. All ranks then run that pass."""
 
 
 class Learner:
@@ -76,7 +78,9 @@ class Learner:
         """
         plan = make_plan(experience, self.selection, updates=updates, micro_batches=micro_batches, kl=self.kl_coef > 0)
         passes = Passes.of(self.selection, updates=updates, micro_batches=micro_batches)
-        return Lesson(experience, plan, passes, rollout)
+        rows = torch.tensor([len(rows) for rows in plan.watch], device=experience.update.device)
+        watched = self.ranks.reduce(rows * self.selection.needs_entropy) > 0
+        return Lesson(experience, plan, passes, rollout, tuple(watched.tolist()))
 
     @torch.no_grad()
     def prepare_update(self, lesson: Lesson, update: int, policy: Policy, reference: Reference | None) -> None:
@@ -90,9 +94,9 @@ class Learner:
             if reference is not None:
                 self._reference_pass(x, plan, visits, reference)
             if passes.statistics:
-                self._statistics_pass(x, plan, visits, policy, keep_logp=not passes.fold_old)
+                self._statistics_pass(lesson, update, visits, policy)
         elif passes.entropy_each_update:
-            self._statistics_pass(x, plan, list(plan.visits_of(update)), policy, keep_logp=False)
+            self._statistics_pass(lesson, update, list(plan.visits_of(update)), policy)
         if passes.select_in_forward:
             return
         fixed = self.selection.entropy_of == "old" or not self.selection.needs_entropy
@@ -110,7 +114,7 @@ class Learner:
         update = visit // plan.micro_batches
         chunk = x.chunk(plan.train[visit])
         watched = x.chunk(plan.watch[visit])
-        if lesson.passes.select_in_forward and len(watched.rows):
+        if lesson.passes.select_in_forward and lesson.watched[visit]:
             _write(x.entropy, watched, self._stats(policy, watched).entropy)
 
         def loss_of(stats: TokenStats) -> LossOutput:
@@ -174,18 +178,18 @@ class Learner:
             answer_tokens=tokens[:, 1].double(),
         )
 
-    def _statistics_pass(
-        self, x: Experience, plan: Plan, visits: list[int], policy: Policy, *, keep_logp: bool
-    ) -> None:
+    def _statistics_pass(self, lesson: Lesson, update: int, visits: list[int], policy: Policy) -> None:
         """Entropies, and old log-probs if wanted, of the same rows that the training forward will see."""
+        x, plan, passes = lesson.experience, lesson.plan, lesson.passes
         for visit in visits:
-            for rows in (
-                (plan.train[visit], plan.watch[visit]) if self.selection.needs_entropy else (plan.train[visit],)
-            ):
+            # current entropies are due at the update itself, or inside its forward
+            later = passes.select_in_forward or (passes.entropy_each_update and visit // plan.micro_batches != update)
+            watch = lesson.watched[visit] and not later
+            for rows in (plan.train[visit], plan.watch[visit]) if watch else (plan.train[visit],):
                 chunk = x.chunk(rows)
                 stats = self._stats(policy, chunk)
                 _write(x.entropy, chunk, stats.entropy)
-                if keep_logp:
+                if update == 0 and not passes.fold_old:
                     _write(x.old_logp, chunk, stats.logp)
 
     def _reference_pass(self, x: Experience, plan: Plan, visits: list[int], reference: Reference) -> None:

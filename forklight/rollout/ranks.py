@@ -24,17 +24,19 @@ class Ranks:
         """The sum over all ranks."""
         if self.size == 1:
             return tensor
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
+        return self._all_reduce(tensor, dist.ReduceOp.SUM)
 
     def maximum(self, tensor: Tensor) -> Tensor:
         """The largest value over all ranks."""
         if self.size == 1:
             return tensor
-        largest = tensor.clone()
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return largest
+        return self._all_reduce(tensor, dist.ReduceOp.MAX)
+
+    def _all_reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else tensor.device
+        result = tensor.to(device, copy=True)
+        dist.all_reduce(result, op=operation)
+        return result.to(tensor.device)
 
     def gather(self, value: Any) -> list[Any]:
         """One picklable value of every rank, in rank order, on every rank."""

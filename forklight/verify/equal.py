@@ -22,7 +22,7 @@ class MathVerifier:
     r"""Judges whether the final answer of a text equals the gold, with Math-Verify in a process that can be killed.
 
     The path of an answer: the last box (`extract`), caps on its size (`limits`), one common spelling (`latex`), then
-    equal texts, numbers and words at once (`quick`), the rest in the worker process (`compare`).
+    equal texts, numbers and words at once (`quick`), the rest in the worker process (`compare`, `expression`).
 
     Reasons: "equal", "not equal"; wrong without a comparison: "no box", "box not closed", "empty box", "thought not
     ended", "no answer found", "too large to be an answer (..)"; unjudged: "time limit 3.0 s", "memory limit 2.0 GiB",

@@ -119,7 +119,12 @@ def _strip(text: str) -> str:
 
 
 def unwrap_text(text: str) -> str:
-    r"""Takes a `\text{}` around the whole off: `\text{13}` -> `13`, `\text{(C)}` -> `(C)`, `\text{2 hours}` -> `2 \text{hours}`; words stay wrapped."""
+    r"""Takes a `\text{}` around the whole off, unless it holds words.
+
+    Example:
+        >>> [unwrap_text(text) for text in (r"\text{(C)}", r"\text{2 hours}", r"\text{east}")]
+        ['(C)', '2 \\text{hours}', '\\text{east}']
+    """
     whole = _ALL_TEXT.fullmatch(text)
     if whole is None:
         return text

@@ -89,5 +89,6 @@ def _over_cap(exponent: str) -> bool:
     """Whether an exponent without variables holds a power that is not a small whole number."""
     powers = [(int(base), int(power)) for base, power in _POWER.findall(exponent)]
     return len(powers) != exponent.count("^") or any(
-        base > 1 and (power > MAX_EXPONENT or base**power > MAX_EXPONENT) for base, power in powers
+        base > 1 and power > 0 and (max(base, power) > MAX_EXPONENT or base**power > MAX_EXPONENT)
+        for base, power in powers
     )

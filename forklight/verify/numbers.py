@@ -61,7 +61,7 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def has_prose(text: str) -> bool:
-    r"""Whether a `\text{}` holds words of a sentence (`5 \text{ is wrong}`), which Math-Verify would drop like a unit."""
+    r"""Whether a `\text{}` holds words of a sentence, as in `5 \text{ is wrong}`."""
     return any(not _NOT_UNITS.isdisjoint(content.lower().split()) for content in _TEXT.findall(text))
 
 
@@ -104,8 +104,9 @@ def same_number(gold: Number, answer: Number) -> bool:
     """Whether two plain numbers agree.
 
     Exact, unless one is a decimal: then within 1e-6 of the gold (of 1, for an integer gold over 1) and within one unit
-    in the last place of the coarser decimal, and zero equals only zero. With a percent sign on one side only, 50% is 50 as well as 0.5: problems ask for either. The base of
-    a base-b number is compared only if both are written with one; the digits always.
+    in the last place of the coarser decimal, and zero equals only zero. With a percent sign on one side only, 50% is 50
+    as well as 0.5: problems ask for either. The base of a base-b number is compared only if both are written with one;
+    the digits always.
     """
     if gold.radix and answer.radix and gold.radix != answer.radix:
         return False

@@ -18,7 +18,8 @@ from typing import Any
 
 from math_verify import parse  # type: ignore[import-untyped]
 
-from forklight.verify.compare import GoldNotUnderstood, equal
+from forklight.verify.compare import equal
+from forklight.verify.expression import GoldNotUnderstood
 from forklight.verify.latex import clean
 from forklight.verify.limits import too_large
 

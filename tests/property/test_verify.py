@@ -70,7 +70,7 @@ def test_a_changed_gold_is_wrong(problem, data):
     steps, numbers, target = problem
     assert judge(written(steps), numbers, target + data.draw(st.integers(1, 100))).outcome == "wrong"
     place = data.draw(st.integers(0, len(numbers) - 1))
-    others = numbers[:place] + [numbers[place] + data.draw(st.integers(1, 50))] + numbers[place + 1 :]
+    others = [*numbers[:place], numbers[place] + data.draw(st.integers(1, 50)), *numbers[place + 1 :]]
     assume(Counter(others) != Counter(numbers))
     assert judge(written(steps), others, target).outcome == "wrong"
 

@@ -114,11 +114,11 @@ def test_a_miss_stays_within_the_range_it_can_keep(numbers, rng):
     assert result <= 30 or min(others) > 30
 
 
-def test_traces_cover_every_solution_in_both_orders_of_operands():
+def test_traces_cover_every_solution():
     puzzle = Puzzle(20, (2, 3, 14))
     traces = {worked_trace(puzzle, Random(seed), hit=True) for seed in range(2000)}
-    assert set(solutions(puzzle)) <= traces
-    assert {"2*3=6;6+14=20", "3*2=6;6+14=20", "2*3=6;14+6=20", "3*2=6;14+6=20"} <= traces
+    assert set(solutions(puzzle)) == traces
+    assert "3*2=6;14+6=20" in traces
 
 
 def test_results_above_the_largest_are_never_written():

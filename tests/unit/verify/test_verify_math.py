@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from forklight.verify import MathVerifier, Verifier
@@ -9,84 +11,28 @@ def verifier():
         yield verifier
 
 
-RIGHT = [
-    # spellings of a number
-    ("5", "5"), ("5", "+5"), ("5", "5."), ("5", "5.0"), ("25", "025"), ("0.5", ".5"), ("-3", "−3"),  # noqa: RUF001
-    ("1000", "1,000"), ("1000", "1{,}000"), ("1000", r"1\,000"), ("1000", r"1,\!000"), ("1000000", r"1,\! 000,\! 000"),
-    ("0.5", r"\frac{1}{2}"), (r"\frac{1}{2}", "1/2"), (r"\frac12", r"\dfrac{2}{4}"), (r"\frac{3}{2}", r"1\frac{1}{2}"),
-    (r"-\frac{1}{2}", r"\frac{-1}{2}"), ("8.7e8", r"8.7 \times 10^{8}"), ("1e-3", "0.001"), ("10^{5}", "100000"),
-    ("5", "５"), ("5", "5\u200b"), ("25", "5²"), (r"\frac{1}{2}", "½"), (r"\frac{3}{2}", "1½"), (r"\sqrt{2}", "√2"),  # noqa: RUF001
-    # tolerance
-    (r"\frac{1}{3}", "0.333333"), (r"\frac{2}{3}", "0.666667"), (r"\pi", "3.141593"), ("3.61e-10", r"3.61\times 10^{-10}"),
-    # percent, units, bases
-    ("50", r"50\%"), (r"50\%", "50"), ("0.5", r"50\%"), (r"50\%", "0.5"), (r"28\%", "28 percent"),
-    ("5", r"5\text{ cm}"), (r"5\text{ cm}", "5"), (r"5\text{ cm}^2", r"5\,\mathrm{cm}^2"), ("12", r"\$12"), ("12", "12 dollars"),
-    (r"90^\circ", "90"), (r"12\sqrt{13}\text{ feet}", r"12\sqrt{13}"), ("204_5", "204_{5}"), ("204_5", "204"), ("2s", "s+s"),
-    # equations and chains
-    ("5", "x = 5"), ("5", "f(2) = 5"), ("x=5", "5"), ("5", r"x = \frac{10}{2} = 5"), (r"\sqrt{2}", r"\sqrt{2} \approx 1.414"),
-    ("y=2x+1", "2y=4x+2"), ("f(x)=x", "f(x)=x+0"), ("(p,q)=(3,2)", "(3,2)"), ("x=2, x=-3", "x=-3, x=2"),
-    ("a_3 = 2, a_{37} = 19", r"a_{37} = 19, \quad a_3 = 2"), ("AB=4,CD=5", "4, 5"), (r"0.56 = 56\%", "0.56"),
-    # lists, sets, intervals
-    ("1, 2", "2, 1"), (r"\{1,2\}", "1, 2"), ("(1,2)", "1,2"), (r"\pm 2", "-2, 2"), (r"1 \pm \sqrt{19}", r"1-\sqrt{19}, 1+\sqrt{19}"),
-    ("2 and 3", r"2 \text{ and } 3"), ("[0,1)", r"\left[0, 1\right)"), ("x>3", r"(3,\infty)"), (r"(3,\infty)", "x > 3"),
-    (r"(-\infty,0) \cup (5,\infty)", r"(5,\infty)\cup(-\infty,0)"), (r"\emptyset", r"\{\}"), ("(1,2),(3,4)", "(3,4), (1,2)"),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)"),
-    # words and choices
-    (r"\text{east}", "East"), ("C", r"\text{(C)}"), ("C", r"(C)\ 5"), (r"\text{Evelyn}", r"x = \text{Evelyn}"), (r"\text{13}", "13"),
-    (r"\text{A, B}", "B, A"), ("12:00", "12:00"), (r"4\!:\!51 \text{ p.m.}", r"4:51 \text{ p.m.}"),
-    # expressions
-    ("x^2+2x+1", "(x+1)^2"), (r"2\sqrt{3}", r"\sqrt{12}"), ("6-5i", r"-5\mathrm{i}+6"), ("2i", "(1+i)^2"), (r"\sin^2 t", r"1-\cos^2 t"),
-    ("a + b + c", "c+b+a"), (r"\binom52", "10"), (r"\frac{4 A}{3+3 i} e^{i t}", r"\frac{4A}{3+3i}e^{it}"), ("6!", "720"),
-]  # fmt: skip
-
-WRONG = [
-    # numbers
-    ("5", "15"), ("5", "0.5"), ("5", "-5"), ("5", "٥"), ("5", "5 6"), ("32349", "32, 349"), ("100200", "(100,200)"), ("1000", "1000!"),
-    (r"\frac{3}{2}", r"3\frac{1}{2}"), ("11", r"\phantom{6}5"), ("11", "5 6"),
-    # tolerance: relative, and zero is only zero
-    (r"\frac{1}{3}", "0.33"), (r"\pi", "3.14"), ("9.6", "9.62"), ("3.61e-10", "0.0"), ("3.61e-10", r"7.2\times 10^{-10}"),
-    ("0", "1e-400"), ("0.0000001", "0.0000002"), ("10^{-20}", "10^{-30}"), ("10^{20}", "10^{20}+1"), ("306956.63", "306956.93"),
-    ("1000000", "1000000.5"), (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"), (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
-    (r"\sqrt{2}+10^{-16}", r"\sqrt{2}"), (r"1-\frac{1}{e}", r"1+\frac{1}{e}"), ("x", "x+10^{-20}"),
-    (r"\frac{2^{2005}+1}{3 \cdot 2^{2006}}", r"\frac{1}{6}"), ("(0.0000001, 1)", "(0.0000002, 1)"),
-    # percent, units, bases
-    ("5", "0.05"), ("0.05", "5"), (r"5\text{ cm}", r"5\text{ m}"), ("5", "101_2"), ("101_2", "101_3"), ("2s", "2"),
-    (r"3\text{ p.m.}", r"3\text{ a.m.}"),
-    # relations instead of values
-    ("5", "6=5"), ("5", "x=6=5"), ("5", "1=2=3=4=5"), ("0", "x^2-1=0"), ("7", "x^2+y^2=7"), ("0", "5x-7y+11z+4=0"), ("5", "x>5"),
-    ("5", r"5\le x\le 5"), ("5", r"x\to 5"), ("5", r"5 \approx 6"), ("5", r"5 \ne 6"), ("5", r"5\equiv 0"), ("x=5", "y=5"), ("5", "0=0"),
-    ("y=2x+1", "x=2y+1"), ("x+y=1", "0=0"), ("f(x)=2x", "f(x)=2y"), ("2x + z = 1", "1"), ("x>3", r"x \ge 3"), (r"0.56 = 56\%", r"8.56 = 56\%"),
-    # lists instead of values
-    ("5", "5,6"), ("5", "4;5"), ("5", r"5 \text{ or } 6"), ("5", "x=5 or x=6"), ("5", r"\pm 5"), ("5", "[0,999]"), (r"\{1,2\}", "1"),
-    ("5", ",".join(map(str, range(1000)))), (r"\pm 2", "2"), ("1331 and 1728", "1728"), (r"1, 2, \ldots, n", r"1, 3, \ldots, 2n-1"),
-    ("1, 1, 2", "1, 2, 2"),
-    # brackets and order
-    ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("(1,2)", r"\{1,2\}"), ("[0,1)", "(0,1)"), ("[0,1]", "0, 1"), ("AB=4,CD=5", "5, 4"),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", "(2,1)"),
-    # words and choices
-    (r"\text{east}", r"\text{seat}"), ("C", "c"), ("C", "(C) or (D)"), ("C", r"\text{A, B, C, D}"), (r"\text{No}", r"\text{Yes}"),
-    ("5", r"\text{5 is wrong}"), ("5", r"5 \text{ is wrong}"), ("5", r"\text{not } 5"), ("5", r"\text{forty-two}"), ("12:00", "1:00"),
-    # expressions
-    ("2x", "2y"), ("n", "5"), ("2A", "2a"), ("4", r"4\sqrt(2)"), ("45", r"4\cdot 5"), ("x+2n+1", "x+1"), (r"\infty", r"\frac{1}{0}"),
-    ("5", r"\mathbb{R}"), ("5", r"\infty"), (r"c^2(\gamma^{2}-1)", r"c^2(\gamma^{2}-7)"), (r"x \cdot 2^{-99}", r"x \cdot 2^{-98}"),
-    # not readable
-    ("5", "\ud800"), ("5", "5\\\\6"), ("5", "**5**"), ("5", r"5 \foo 6"), ("5", "5|6"), ("5", "(5"), ("5", "5 & 6"),
-]  # fmt: skip
+def table(name):
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    return [tuple(line.split(" ;; ")) for line in lines if line and not line.startswith("#")]
 
 
-@pytest.mark.parametrize(("gold", "answer"), RIGHT)
+@pytest.mark.parametrize(("gold", "answer"), [*table("right.txt"), ("5", "5\u200b")])
 def test_right(verifier, gold, answer):
     verdict = verifier.verify_many([(rf"So it is $\boxed{{{answer}}}$.", gold)])[0]
     assert (verdict.outcome, verdict.reason) == ("right", "equal")
 
 
-@pytest.mark.parametrize(("gold", "answer"), WRONG)
+@pytest.mark.parametrize(
+    ("gold", "answer"), [*table("wrong.txt"), ("5", "\ud800"), ("5", ",".join(map(str, range(1000))))]
+)
 def test_wrong(verifier, gold, answer):
     verdict = verifier.verify_many([(rf"So it is $\boxed{{{answer}}}$.", gold)])[0]
     assert verdict.outcome == "wrong"
 
 
-@pytest.mark.parametrize("gold", [r"\frac{1}{2}", r"$\frac{1}{2}$", r"\boxed{\frac{1}{2}}", r"We get \(\boxed{\frac{1}{2}}\).", "1/2"])
+@pytest.mark.parametrize(
+    "gold", [r"\frac{1}{2}", r"$\frac{1}{2}$", r"\boxed{\frac{1}{2}}", r"We get \(\boxed{\frac{1}{2}}\).", "1/2"]
+)
 def test_a_gold_may_be_bare_delimited_or_a_solution(verifier, gold):
     assert verifier.verify_many([(r"\boxed{0.5}", gold)])[0].outcome == "right"
 
@@ -132,7 +78,9 @@ def test_what_is_too_large_is_wrong_at_once(verifier, answer, cap):
     assert verdict.seconds < 0.1
 
 
-@pytest.mark.parametrize(("gold", "answer"), [("e^{x^2}", r"\exp(x^2)"), ("2^{2^{3}}", "256"), ("100000", r"\frac{100000!}{99999!}")])
+@pytest.mark.parametrize(
+    ("gold", "answer"), [("e^{x^2}", r"\exp(x^2)"), ("2^{2^{3}}", "256"), ("100000", r"\frac{100000!}{99999!}")]
+)
 def test_the_caps_leave_room_for_real_answers(verifier, gold, answer):
     assert verifier.verify_many([(rf"\boxed{{{answer}}}", gold)])[0].outcome == "right"
 
@@ -160,7 +108,9 @@ def test_any_searches_the_text_only_where_there_is_no_box():
 
 
 def test_order_record_and_interface(verifier):
-    verdicts = verifier.verify_many([(r"\boxed{(x+1)^2}", "x^2+2x+1"), (r"\boxed{x^2}", "x^2+2x+1"), ("", "5"), (r"\boxed{5}", "5")])
+    verdicts = verifier.verify_many(
+        [(r"\boxed{(x+1)^2}", "x^2+2x+1"), (r"\boxed{x^2}", "x^2+2x+1"), ("", "5"), (r"\boxed{5}", "5")]
+    )
     assert [verdict.outcome for verdict in verdicts] == ["right", "wrong", "wrong", "right"]
     assert [verdict.extracted for verdict in verdicts] == ["(x+1)^2", "x^2", None, "5"]
     assert all(verdict.seconds > 0 for verdict in verdicts)
@@ -169,10 +119,13 @@ def test_order_record_and_interface(verifier):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [{"timeout": 0}, {"timeout": -1.0}, {"timeout": float("nan")}, {"timeout": float("inf")}, {"timeout": "3"}, {"timeout": None}]
-    + [{"timeout": True}, {"memory_limit": 0}, {"extraction": "last"}],
-)  # fmt: skip
-def test_faulty_arguments_are_refused(arguments):
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        MathVerifier(**arguments)
+    ("name", "value"),
+    [
+        *(("timeout", value) for value in (0, -1.0, float("nan"), float("inf"), "3", None, True)),
+        ("memory_limit", 0),
+        ("extraction", "last"),
+    ],
+)
+def test_faulty_arguments_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        MathVerifier(**{name: value})

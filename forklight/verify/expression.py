@@ -1,0 +1,158 @@
+r"""Whether two texts are the same single value, by Math-Verify. Runs in the worker process only.
+
+Math-Verify's verdict is checked behind: it compares to six decimal places absolutely, which makes 10^{-20} equal
+10^{-30}, and drops the case of letters.
+"""
+
+import re
+from collections import Counter
+
+import sympy  # type: ignore[import-untyped]
+from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
+from math_verify import LatexExtractionConfig, parse, verify  # type: ignore[import-untyped]
+
+from forklight.verify.numbers import has_prose, read_number, split_unit
+from forklight.verify.structure import split_items
+
+# Units are taken off before (`split_unit`): Math-Verify's own table makes `2s` 2 and `a + b + c` unreadable.
+_NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
+_CONFIG = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=_NORMALIZATION)]
+_TOLERANCE = sympy.Float("1e-6", 50)
+_EXACT = sympy.Float("1e-40", 50)
+_JUXTAPOSED = re.compile(r"[0-9.]\s+[0-9]|[0-9]_|[^\x00-\x7f]")
+# What Math-Verify takes for the gamma function and for Euler's number, in another name.
+_MISREAD = [(re.compile(r"\\gamma(?![A-Za-z])"), r"\\varsigma"), (re.compile(r"(?<![A-Za-z\\])E(?=_)"), r"\\text{E}")]
+_WORD_OR_COMMAND = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+")
+
+
+class GoldNotUnderstood(Exception):
+    """The gold cannot be parsed, so no answer can be judged by it."""
+
+
+def equal_values(gold: str, answer: str) -> bool:
+    """Compares two texts in the common spelling as mathematical objects.
+
+    Raises:
+        GoldNotUnderstood: If the gold cannot be parsed.
+    """
+    (gold, unit), (answer, other_unit) = split_unit(gold), split_unit(answer)
+    if unit and other_unit and unit != other_unit:
+        return False
+    wanted = _parse(gold)
+    if wanted is None:
+        raise GoldNotUnderstood(gold)
+    found = _parse(answer)
+    if found is None or has_prose(answer) or _cases_differ(gold, answer):
+        return False
+    decimal = "." in gold or "." in answer
+    if isinstance(wanted, sympy.MatrixBase):
+        return _equal_matrices(wanted, found, answer, decimal)
+    if _constant(wanted) and _constant(found):
+        return _equal_constants(wanted, found, decimal)
+    return not _apart(wanted, found) and _verify(wanted, found)
+
+
+def near(value: str, decimal: str) -> bool:
+    """Whether a decimal is within 1 % of a value."""
+    number = read_number(split_unit(decimal)[0])
+    parsed = _parse(split_unit(value)[0])
+    if number is None or not (isinstance(parsed, sympy.Expr) and parsed.is_number):
+        return False
+    exact = sympy.N(parsed.doit(), 15)
+    return bool(abs(exact - sympy.Rational(number.value)) <= abs(exact) / 100)
+
+
+def _parse(text: str) -> sympy.Basic | sympy.MatrixBase | None:
+    """Parses one value with Math-Verify; None if it is not understood."""
+    if not text or _JUXTAPOSED.search(text):
+        return None  # `5 6` would be read as 5 + 6, `101_2` as 101
+    for pattern, name in _MISREAD:
+        text = pattern.sub(name, text)
+    found = parse(
+        rf"\boxed{{{text}}}",
+        _CONFIG,
+        fallback_mode="no_fallback",
+        extraction_mode="first_match",
+        parsing_timeout=None,  # the parent process keeps the time
+    )
+    if not found:
+        return None
+    value = found[0]
+    if isinstance(value, sympy.Expr | sympy.MatrixBase):
+        if value.has(sympy.zoo, sympy.nan):
+            return None
+        # The parser's symbols differ by what else it saw in the text, and its `i` is a symbol.
+        names = {symbol: sympy.Symbol(symbol.name, real=True) for symbol in value.free_symbols}
+        value = value.subs({symbol: sympy.I if name.name == "i" else name for symbol, name in names.items()})
+    return value
+
+
+def _constant(value: object) -> bool:
+    return isinstance(value, sympy.Expr) and bool(value.is_number)
+
+
+def _equal_constants(gold: sympy.Expr, answer: sympy.Expr, decimal: bool) -> bool:
+    """Exact, or within 1e-6 of the gold if one is a decimal; zero equals only zero."""
+    gold, answer = gold.doit(), answer.doit()
+    if gold == answer:
+        return not gold.has(sympy.nan, sympy.zoo)
+    if not decimal and gold.is_Rational and answer.is_Rational:
+        return False
+    wanted, found = sympy.N(gold, 60), sympy.N(answer, 60)
+    if not (_finite(wanted) and _finite(found)):
+        return False
+    apart = abs(wanted - found)
+    if wanted == 0 or found == 0:
+        return bool(apart < _EXACT) and sympy.simplify(gold - answer) == 0
+    return bool(apart <= (_TOLERANCE if decimal else _EXACT) * abs(wanted))
+
+
+def _finite(value: sympy.Expr) -> bool:
+    return bool(value.is_number and value.is_finite)
+
+
+def _equal_matrices(gold: sympy.MatrixBase, answer: object, text: str, decimal: bool) -> bool:
+    """Entry by entry; a vector may be answered as `(a, b)`."""
+    if isinstance(answer, sympy.MatrixBase):
+        if gold.shape != answer.shape:
+            return False
+        return all(_equal_entries(g, a, decimal) for g, a in zip(gold.flat(), answer.flat(), strict=True))
+    listed = split_items(text)
+    if 1 not in gold.shape or listed.brackets != ("(", ")") or len(listed.items) != len(gold.flat()):
+        return False
+    parsed = [_parse(item) for item in listed.items]
+    return all(a is not None and _equal_entries(g, a, decimal) for g, a in zip(gold.flat(), parsed, strict=True))
+
+
+def _equal_entries(gold: sympy.Basic, answer: sympy.Basic, decimal: bool) -> bool:
+    if _constant(gold) and _constant(answer):
+        return _equal_constants(gold, answer, decimal)
+    return not _apart(gold, answer) and _verify(gold, answer)
+
+
+def _verify(gold: object, answer: object) -> bool:
+    if isinstance(gold, sympy.Symbol) and isinstance(answer, sympy.Expr):
+        answer = answer.doit()  # Math-Verify compares symbols by their print, and `x+0` prints as such
+    return bool(verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None))
+
+
+def _apart(gold: object, answer: object) -> bool:
+    """Whether two formulas differ by more than 1e-6 of the gold at a point where both have a value."""
+    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
+        return False
+    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    for numerator in (7, 19):
+        point = {symbol: sympy.Rational(numerator + place, 11) for place, symbol in enumerate(symbols)}
+        wanted, found = sympy.N(gold.subs(point), 30), sympy.N(answer.subs(point), 30)
+        if _finite(wanted) and _finite(found) and abs(wanted - found) > _TOLERANCE * abs(wanted):
+            return True
+    return False
+
+
+def _cases_differ(gold: str, answer: str) -> bool:
+    """Whether some letter is a capital in one text and small in the other."""
+    letters, others = (Counter(_WORD_OR_COMMAND.sub(" ", text)) for text in (gold, answer))
+    return any(
+        letter.isalpha() and letter not in others and letter.swapcase() in others and letter.swapcase() not in letters
+        for letter in letters
+    )

@@ -1,0 +1,45 @@
+"""The names that other people's code relies on keep their signatures."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+from forklight import cli, metrics, verify
+from forklight.algo import advantages, logprobs, selection
+
+SIGNATURES = {
+    cli.main: "(args: collections.abc.Sequence[str] | None = None) -> None",
+    selection.select: "(entropy, answer_mask, spec, *, logp=None, advantages=None, row_key=None, seed=0, reduce=None)",
+    logprobs.token_stats: "(hidden, weight, targets, temperature=1.0, entropy_temperature=None)",
+    logprobs.selected_logprob: "(hidden, weight, targets, rows, temperature=1.0)",
+    advantages.group_advantages: "(rewards, *, scale='std', eps=1e-06)",
+    verify.MathVerifier: "(extraction='box', timeout=3.0, memory_limit=2.0)",
+    verify.CountdownVerifier: "()",
+    metrics.pass_at_k: "(n, c, k)",
+    metrics.PassAtK: "(k)",
+    metrics.AvgAtK: "()",
+    metrics.MajAtK: "()",
+}
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda f: f.__name__)
+def test_signature(function):
+    found = inspect.signature(function)
+    bare = found.replace(
+        parameters=[p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()],
+        return_annotation=inspect.Signature.empty,
+    )
+    assert SIGNATURES[function] in (str(found), str(bare))
+
+
+def test_selection_fields():
+    fields = {field.name: field.default for field in dataclasses.fields(selection.ForkSelection)}
+    assert fields == {
+        "rho": 0.2,
+        "keep": "top",
+        "scope": "update",
+        "entropy_of": "old",
+        "over": "contributing",
+        "denominator": "selected",
+    }

@@ -1,0 +1,125 @@
+"""The collected cases. A verifier used as a reward must not pay for a wrong answer: no case may be a wrong positive."""
+
+import json
+
+import pytest
+
+from forklight.verify import MathVerifier
+
+CONVENTIONS = {
+    "hendrycks-math-0002": "the label compares the order of a list without brackets; here it may come in any order",
+    "skyrl-aime-0004": "the label compares strings; 0.5 is 1/2",
+    "skyrl-aime-0009": "the label refuses a broken end-of-sequence token after the box; here the box counts",
+    "qwen-example-0085": "the label is wrong: 10{,}000 is 10000",
+}
+SAME_BUT_FOR_UNIT_OR_ORDER = {
+    ("120", r"120^\circ"),
+    ("15", r"15\mbox{ cm}^2"),
+    ("30", r"30^\circ"),
+    ("36", r"36^\circ"),
+    ("8", r"8 \%"),
+    ("2,3,4", "2,4,3"),
+}
+UNBOXED = "no box"
+
+
+def read(path):
+    with open(path, encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def prediction(case):
+    if "prediction" in case:
+        return case["prediction"]
+    if "prediction_parts" in case:
+        return "".join(part if isinstance(part, str) else part[0] * part[1] for part in case["prediction_parts"])
+    made = {
+        "hostile-044": ",".join(map(str, range(10_000))),
+        "hostile-054": r"\begin{pmatrix}"
+        + r"\\".join("&".join(f"a_{{{row},{column}}}" for column in range(30)) for row in range(30))
+        + r"\end{pmatrix}",
+    }
+    return rf"\boxed{{{made[case['id']]}}}"
+
+
+def judge(cases, **arguments):
+    with MathVerifier(**arguments) as verifier:
+        return list(zip(cases, verifier.verify_many([(prediction(case), case["gold"]) for case in cases]), strict=True))
+
+
+def wrong_positives(judged):
+    return {case["id"] for case, verdict in judged if verdict.right and not case["expected"]}
+
+
+def missed(judged):
+    """Right answers that were not credited, save those without a box."""
+    return {
+        case["id"] for case, verdict in judged if case["expected"] and not verdict.right and verdict.reason != UNBOXED
+    }
+
+
+def test_collected_cases(shared_data):
+    judged = judge(read(shared_data("verifier_cases.jsonl")))
+    assert len(judged) > 300
+    assert wrong_positives(judged) <= set(CONVENTIONS)
+    assert missed(judged) <= {
+        "math-verify-0057",  # the gold is a page of prose without a box
+        "math-verify-0230",  # two boxes with words between them: the last counts
+        "math-verify-issues-0009",  # the gold is a sentence
+    }
+
+
+def test_adversarial_cases(shared_data):
+    judged = judge(read(shared_data("adversarial_cases.jsonl")))
+    assert len(judged) > 100
+    assert wrong_positives(judged) == set()
+    assert missed(judged) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extraction", ["box", "any"])
+def test_hostile_cases(shared_data, extraction):
+    cases = read(shared_data("hostile_cases.jsonl"))
+    judged = judge(cases, extraction=extraction, timeout=2.0)
+    assert len(judged) > 70
+    assert wrong_positives(judged) == set()
+    assert all(verdict.seconds < 2.5 + 2.0 for _, verdict in judged)  # the limit, and the start of a new worker
+    if extraction == "box":
+        assert missed(judged) <= {"hostile-015"}  # a sum to 10^9: over the caps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["math500", "minerva", "olympiadbench", "aime24", "aime25", "amc22_23_83"])
+def test_golds_of_the_benchmarks(shared_data, name):
+    golds = sorted({row["answer"] for row in read(shared_data(f"{name}.jsonl"))})
+    with MathVerifier(timeout=10.0) as verifier:
+        same = verifier.verify_many([(rf"\boxed{{{gold}}}", gold) for gold in golds])
+        others = golds[1:] + golds[:1]
+        different = verifier.verify_many(
+            [(rf"\boxed{{{other}}}", gold) for gold, other in zip(golds, others, strict=True)]
+        )
+    assert all(verdict.right for verdict in same)
+    equal = {(gold, other) for gold, other, verdict in zip(golds, others, different, strict=True) if verdict.right}
+    assert equal <= SAME_BUT_FOR_UNIT_OR_ORDER
+    unread = sum(verdict.reason == "gold not understood" for verdict in different)
+    assert unread <= {"minerva": 8, "olympiadbench": 3, "math500": 1}.get(name, 0)
+
+
+@pytest.mark.slow
+def test_recorded_gsm8k_solutions(shared_data):
+    rows = read(shared_data("replay_gsm8k_openai.jsonl"))
+    golds = {row["id"]: row["answer"] for row in read(shared_data("gsm8k_test.jsonl"))}
+    with MathVerifier() as verifier:
+        finals = [row["response"].rpartition("A:")[2].strip() for row in rows]
+        verdicts = verifier.verify_many(
+            [(rf"\boxed{{{final}}}", golds[row["id"]]) for final, row in zip(finals, rows, strict=True)]
+        )
+    score = {}
+    for row, verdict in zip(rows, verdicts, strict=True):
+        score.setdefault(row["model"], []).append(verdict.right)
+    assert {model: round(100 * sum(right) / len(right), 2) for model, right in score.items()} == {
+        "6b_finetuning": 21.68,
+        "6b_verification": 39.04,
+        "175b_finetuning": 34.72,
+        "175b_verification": 56.25,
+    }
