@@ -1,7 +1,8 @@
 """The demo's claims: what a laptop CPU learns in minutes, what it costs, and the two controls beside it.
 
-Runs `forklight fit --config configs/countdown/grpo.yaml` once per arm, each in a process of its own: forking tokens with
-seeds 0, 1, 2, then all tokens and a random 20 % with seed 0. Every arm's result is appended to `--results` as it ends.
+Runs `forklight fit --config configs/countdown/grpo.yaml` once per arm, each in a process of its own: forking tokens
+with seeds 0, 1, 2, then all tokens and a random 20 % with seed 0. Every arm's result is appended to `--results` as it
+ends.
 The last line printed is one JSON object:
 
 avg8_before      avg@8 of the base policy on the 256 held-out problems
@@ -77,6 +78,7 @@ def help_seconds(runs: int) -> float:
 
 
 def main() -> None:
+    """Runs the arms and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds; below 3 the controls are left out")
     parser.add_argument("--quick", action="store_true", help="one seed, a few updates")

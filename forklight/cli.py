@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,9 +21,10 @@ from forklight.callbacks.checkpoint import AtomicCheckpointIO, RngState, RunChec
 from forklight.callbacks.evaluate import MathEval
 from forklight.callbacks.export import PolicyExport
 from forklight.callbacks.fork_monitor import ForkMonitor
-from forklight.callbacks.guards import Guards
+from forklight.callbacks.guards import Guards, check_fit
 from forklight.callbacks.progress import RunProgress
 from forklight.callbacks.startup import StartupTable
+from forklight.data.datamodule import MathDataModule
 from forklight.run_folder import RunFolder
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -37,13 +39,19 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 _VERB_FOLDER = "FORKLIGHT_VERB_FOLDER"
 
+_WRAPPING = re.compile(
+    r"(- )?(Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value type: |Given value: "
+    r"|Expected a <class 'NoneType'>$|Expected a path but .* either not accessible or invalid$)"
+)
+"""Lines that jsonargparse puts around a reason: the types it tried, and the whole value of the component."""
+
 
 class ForkCLI(LightningCLI):
     """LightningCLI whose components are chosen by `class_path`, with a fixed run folder and our callbacks forced."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises, so that `main` prints one message and not the whole usage."""
-        return super().init_parser(**{**kwargs, "exit_on_error": False})
+        return super().init_parser(**{**kwargs, "exit_on_error": False, "allow_abbrev": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what `main` was given; Lightning would warn whenever the process has arguments of its own."""
@@ -116,7 +124,10 @@ class ForkCLI(LightningCLI):
         return int(torch.load(self.resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"]) + 1
 
     def before_fit(self) -> None:
-        """Keeps the config of this start."""
+        """Refuses what cannot be trained, and keeps the config of this start; a refused one leaves no trace."""
+        check_fit(self.trainer, self.model, self.datamodule)
+        if isinstance(self.datamodule, MathDataModule):
+            self.datamodule.read()
         if not self._get(self.config, "trainer").fast_dev_run and _is_rank_zero():
             self.folder.keep_config(self._plain_config())
 
@@ -130,6 +141,8 @@ class ForkCLI(LightningCLI):
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["ckpt_path"] = str(self.resume_from) if self.resume_from else None
         kwargs["weights_only"] = True
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False  # `predictions.jsonl` has them
         return kwargs
 
 
@@ -147,11 +160,27 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     try:
         _run(arguments)
-    except (ValueError, FileNotFoundError, ConnectionError, MisconfigurationException, ArgumentError) as error:
+    except (ValueError, OSError, MisconfigurationException, ArgumentError) as error:
         if os.environ.get("FORKLIGHT_TRACEBACK"):
             raise
-        print(f"forklight: error: {error}", file=sys.stderr)
+        print(f"forklight: error: {innermost(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def innermost(message: str) -> str:
+    """The reason inside jsonargparse's report on a value that fits no type of a union, on one line.
+
+    Every component of a config may also be null, so a mistake inside one is reported as a failure of all alternatives,
+    level by level. What is left is the way of keys and classes down to the mistake, and the mistake.
+
+    Args:
+        message: of an error; returned as it is if it is no such report.
+    """
+    if "Union subtypes" not in message:
+        return message
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [line.removeprefix("- ") for line in lines if line and not _WRAPPING.match(line)]
+    return " ".join(kept) or message
 
 
 def _run(arguments: list[str]) -> ForkCLI:
@@ -171,6 +200,7 @@ def _run(arguments: list[str]) -> ForkCLI:
 def _quieten() -> None:
     """Drops messages that no user can act on."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # tips and advertisements
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # the seed stands in the config
     disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar per file of a model
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
 

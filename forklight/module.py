@@ -14,7 +14,7 @@ from forklight.algo.losses import ClipRange
 from forklight.algo.selection import ForkSelection
 from forklight.algo.types import Experience
 from forklight.data.visits import EvalBatch, PromptBatch
-from forklight.models.policy import Policy, PolicyConfig, eos_ids, load_tokenizer
+from forklight.models.policy import Policy, PolicyConfig, eos_ids, load_settings, load_tokenizer
 from forklight.models.reference import Reference
 from forklight.rollout.answers import Answerer, Group
 from forklight.rollout.collect import Collector, Rollout, RolloutSpec
@@ -66,6 +66,7 @@ class ForkGRPOModule(LightningModule):
         self.advantage_scale = advantage_scale
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        load_settings(policy)  # a model that cannot be trained is refused before anything is written
         self.tokenizer = load_tokenizer(policy)
         self.ranks = Ranks()
         self.rollout: Rollout | None = None

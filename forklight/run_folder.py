@@ -1,6 +1,7 @@
 """The folder of a run: one place, fixed by `--run_dir`, that is never overwritten by accident."""
 
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ MAY_CHANGE = (
 )
 """Settings that a resumed run may change: how long, and what is watched and saved; none changes what is learnt."""
 
+_VERB_FOLDER = re.compile(r"(validate|test|predict)-\d+")
+
 
 class RunFolderError(ValueError):
     """The run folder and the command line do not fit together."""
@@ -55,8 +58,10 @@ class RunFolder:
 
     @property
     def is_empty(self) -> bool:
-        """True if there is nothing to lose."""
-        return not self.root.exists() or not any(self.root.iterdir())
+        """True if there is no run to lose; what `validate`, `test` and `predict` left is none."""
+        if self.root.exists() and not self.root.is_dir():
+            raise RunFolderError(f"--run_dir {self.root} is a file")
+        return not self.root.exists() or all(_VERB_FOLDER.fullmatch(path.name) for path in self.root.iterdir())
 
     def resume_point(self, ckpt_path: str | None, config: dict[str, Any]) -> Path | None:
         """The checkpoint to go on from, or None for a fresh start.
@@ -81,7 +86,7 @@ class RunFolder:
                 "or another --run_dir to start a new one"
             )
         self._check_same_config(config)
-        path = self.checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+        path = self._path(ckpt_path)
         if not _is_intact(path):
             others = sorted(p.name for p in self.checkpoints.glob("update-*.ckpt") if _is_intact(p))
             raise RunFolderError(
@@ -96,26 +101,37 @@ class RunFolder:
         Raises:
             RunFolderError: there is none and it is required.
         """
-        path = self.checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+        path = self._path(ckpt_path)
         if _is_intact(path):
             return path
         if required:
             raise RunFolderError(f"--ckpt_path {ckpt_path}: no intact checkpoint at {path}")
         return None
 
+    def _path(self, ckpt_path: str) -> Path:
+        """Where to look; a kill right after a run's first checkpoint leaves that one, and no link to it yet."""
+        if ckpt_path != "last":
+            return Path(ckpt_path)
+        link, files = self.checkpoints / "last.ckpt", list(self.checkpoints.glob("update-*.ckpt"))
+        return files[0] if len(files) == 1 and not os.path.lexists(link) else link
+
     def keep_config(self, config: dict[str, Any]) -> None:
         """Writes the config of this start beside those of earlier ones."""
         self.root.mkdir(parents=True, exist_ok=True)
-        number = len(list(self.root.glob("config-*.yaml")))
-        with (self.root / f"config-{number}.yaml").open("x") as file:
+        with (self.root / f"config-{self._next('config-*.yaml')}.yaml").open("x") as file:
             yaml.safe_dump(config, file, sort_keys=False)
 
     def numbered(self, verb: str) -> Path:
         """A new folder `<verb>-<n>` for what `validate`, `test` or `predict` write."""
-        number = len(list(self.root.glob(f"{verb}-*")))
-        folder = self.root / f"{verb}-{number}"
+        folder = self.root / f"{verb}-{self._next(f'{verb}-*')}"
         folder.mkdir(parents=True)
         return folder
+
+    def _next(self, pattern: str) -> int:
+        """One more than the highest number that stands for the * of a pattern."""
+        prefix = pattern.partition("*")[0]
+        numbers = [path.stem.removeprefix(prefix) for path in self.root.glob(pattern)]
+        return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
 
     def _check_same_config(self, config: dict[str, Any]) -> None:
         first = self.root / "config-0.yaml"

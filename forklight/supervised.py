@@ -34,7 +34,7 @@ class SupervisedModule(LightningModule):
     def __init__(
         self,
         examples: Examples,
-        policy: PolicyConfig = PolicyConfig(random_init=True),  # noqa: B008  a frozen value
+        policy: PolicyConfig = PolicyConfig(),  # noqa: B008  a frozen value
         batch_size: int = 256,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,

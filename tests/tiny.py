@@ -1,8 +1,12 @@
-"""A random Qwen3 of two layers with a tokenizer of 50 words, and random ragged experience for it."""
+"""A random Qwen3 of two layers with a tokenizer of 50 words, random ragged experience for it, and ranks in threads."""
 
 import json
 import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -10,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 
 from forklight.algo.types import Experience
 from forklight.models.policy import Policy, PolicyConfig
+from forklight.rollout.ranks import Ranks
 
 VOCABULARY = 50
 EOS = 1
@@ -104,3 +109,57 @@ def rows_of(x: Experience, rows: torch.Tensor) -> Experience:
     per_row = ("input_ids", "prompt_length", "answer_length", "rewards", "advantages", "contributing")
     per_row += ("truncated", "update", "group", "row_key")
     return Experience(**{name: getattr(x, name)[rows] for name in per_row})
+
+
+class ThreadRanks(Ranks):
+    """A rank in a thread of its own; the collectives meet at a barrier.
+
+    Args:
+        rank: number of this rank.
+        size: number of ranks.
+        meeting: what all ranks share; see `on_ranks`.
+    """
+
+    def __init__(self, rank: int, size: int, meeting: dict[str, Any]) -> None:
+        self._rank, self._size, self._meeting = rank, size, meeting
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def rank(self) -> int:
+        return self._rank
+
+    def gather(self, value: Any) -> list[Any]:
+        self._meeting[self._rank] = value
+        self._meeting["barrier"].wait(20)
+        values = [self._meeting[rank] for rank in range(self._size)]
+        self._meeting["barrier"].wait(20)
+        return values
+
+    def reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self.gather(tensor.clone())).sum(0)
+
+    def maximum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self.gather(tensor.clone())).amax(0)
+
+
+def on_ranks(size: int, work: Callable[[ThreadRanks], Any]) -> list[Any]:
+    """Runs the work once per rank, each in a thread; the results in rank order."""
+    meeting: dict[str, Any] = {"barrier": threading.Barrier(size)}
+
+    def run(rank: int) -> Any:
+        try:
+            return work(ThreadRanks(rank, size, meeting))
+        except BaseException:
+            meeting["barrier"].abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        futures = [pool.submit(run, rank) for rank in range(size)]
+    failed = [f.exception() for f in futures if f.exception()]
+    failed.sort(key=lambda error: isinstance(error, threading.BrokenBarrierError))
+    if failed:
+        raise failed[0]
+    return [future.result() for future in futures]

@@ -2,7 +2,8 @@
 
 The head's output [N,V] is the largest tensor of a step. It is made in tiles of `ROWS_PER_TILE` rows, so that without
 gradients only one tile lives at a time. The tiles are the same with and without gradients: the same rows go through the
-same matrix products, and the ratio of a policy to itself is exactly 1.
+same matrix products, and the ratio of a policy to itself is exactly 1. Under autocast there is one tile: the weight's
+gradients of several would add up in the low precision of its cast.
 """
 
 from collections.abc import Iterator
@@ -79,8 +80,10 @@ def selected_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tens
 
 
 def _tiles(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, max(1, len(targets)), ROWS_PER_TILE):  # without rows one empty tile keeps the graph connected
-        tile = slice(start, start + ROWS_PER_TILE)
+    rows = max(1, len(targets))  # without rows one empty tile keeps the graph connected
+    step = rows if torch.is_autocast_enabled(hidden.device.type) else ROWS_PER_TILE
+    for start in range(0, rows, step):
+        tile = slice(start, start + step)
         yield hidden[tile], targets[tile]
 
 

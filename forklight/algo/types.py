@@ -97,6 +97,13 @@ class Experience:
         longest = int(self.answer_length.max()) if len(self.answer_length) else 0
         return torch.arange(longest, device=self.answer_length.device) < self.answer_length[:, None]
 
+    @property
+    def answer_ids(self) -> Tensor:
+        """The sampled tokens, `[S,T]`; 0 behind an answer's end."""
+        mask = self.answer_mask
+        columns = self.prompt_length[:, None] + torch.arange(mask.shape[1], device=mask.device)
+        return self.input_ids.gather(1, columns.clamp(max=self.input_ids.shape[1] - 1)) * mask
+
     def chunk(self, rows: Tensor) -> Chunk:
         """The given rows, without the columns that none of them needs."""
         prompt, answer = self.prompt_length[rows], self.answer_length[rows]

@@ -12,7 +12,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 
+from forklight.data.datamodule import MathDataModule
 from forklight.rollout.ranks import Ranks
 
 
@@ -67,13 +69,38 @@ class RunCheckpoint(Checkpoint):
         self._signal: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over SIGTERM, which Lightning would answer in the middle of an accumulation."""
+        """Takes over SIGTERM, which Lightning would answer inside an accumulation; removes what a kill left."""
         self._saved_at = trainer.global_step
+        if self.folder is not None and trainer.is_global_zero:
+            for half_written in self.folder.glob(".*.tmp"):
+                half_written.unlink()
 
         def note(number: int, frame: types.FrameType | None) -> None:
             self._signal = number
 
         signal.signal(signal.SIGTERM, note)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Rewrites Lightning's batch counters if the number of micro-batches has changed.
+
+        They count micro-batches, and whether an optimiser step or an evaluation is due is read off them: left as they
+        are, Lightning would step in the middle of an update.
+
+        Raises:
+            ValueError: it has changed, and there is no `MathDataModule` whose rollouts stay the same.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        data, done = getattr(trainer, "datamodule", None), progress["current"]["ready"]
+        if isinstance(data, MathDataModule):  # its state comes first
+            for counters in (progress["current"], progress["total"]):
+                counters.update({name: count + data.position - done for name, count in counters.items()})
+        elif done != checkpoint["global_step"] * trainer.accumulate_grad_batches:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches = {trainer.accumulate_grad_batches}, but the checkpoint has "
+                f"{done} micro-batches in {checkpoint['global_step']} updates; here it cannot change on resume"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,8 +112,8 @@ class RunCheckpoint(Checkpoint):
         if not stopping and trainer.global_step % self._interval(trainer):
             return
         interval = trainer.val_check_batch
-        evaluation_due = trainer.enable_validation and isinstance(interval, int) and (batch_idx + 1) % interval == 0
-        if evaluation_due:
+        evaluated = trainer.enable_validation and sum(trainer.num_val_batches) > 0
+        if evaluated and isinstance(interval, int) and (batch_idx + 1) % interval == 0:
             self._pending = True
         else:
             self._save(trainer)
@@ -125,7 +152,8 @@ class RunCheckpoint(Checkpoint):
 
     def _remove_old(self) -> None:
         assert self.folder is not None
-        files = sorted(self.folder.glob("update-*.ckpt"))
+        # By age, not by number: a run that went back to an earlier checkpoint writes smaller numbers than are there.
+        files = sorted(self.folder.glob("update-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
         for path in files[: -self.keep] if self.keep > 0 else ():
             path.unlink()
 

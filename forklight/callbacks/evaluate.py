@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
 from torchmetrics import MetricCollection
@@ -37,6 +38,11 @@ class MathEval(Callback):
         self._metrics: dict[str, MetricCollection] = {}
         self._lines: dict[tuple[str, str, int], dict[str, Any]] = {}
         self._first: tuple[int, dict[str, dict[str, float]]] | None = None
+        self._loaded = 0
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keeps how far the checkpoint is: only in `fit` Lightning restores that."""
+        self._loaded = checkpoint["global_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run answers again what came after its checkpoint: those lines go."""
@@ -77,7 +83,7 @@ class MathEval(Callback):
 
     def _add(self, trainer: Trainer, pl_module: LightningModule, groups: Sequence[Group], batch: EvalBatch) -> None:
         for group in groups:
-            for line in _lines(group, batch.name, trainer.global_step):
+            for line in _lines(group, batch.name, self._updates(trainer)):
                 self._lines[batch.name, group.problem.uid, line["answer"]] = line
         if trainer.predicting:
             return
@@ -99,12 +105,15 @@ class MathEval(Callback):
         flat = {f"{stage}/{name}/{key}": value for name, values in scores.items() for key, value in values.items()}
         pl_module.log_dict(flat, logger=False, rank_zero_only=False)
         for logger in trainer.loggers:
-            logger.log_metrics(flat, step=trainer.global_step)
+            logger.log_metrics(flat, step=self._updates(trainer))
         self._write(trainer, "samples.jsonl")
-        now = (trainer.global_step, scores)
+        now = (self._updates(trainer), scores)
         self._first = self._first or now
         if self.table and trainer.is_global_zero:
             Console().print(score_table([now] if self._first is now else [self._first, now]))
+
+    def _updates(self, trainer: Trainer) -> int:
+        return trainer.global_step if trainer.state.fn == TrainerFn.FITTING else self._loaded
 
     def _write(self, trainer: Trainer, name: str) -> None:
         """Appends the answers of all ranks, each problem once."""
@@ -123,24 +132,26 @@ class MathEval(Callback):
 def score_table(evaluations: Sequence[tuple[int, dict[str, dict[str, float]]]]) -> Table:
     """Scores by set and number of updates: shares in per cent, avg@n with its standard error, lengths in tokens."""
     table = Table()
-    keys = dict.fromkeys(key for _, scores in evaluations for values in scores.values() for key in values)
-    columns = [key for key in keys if "_se" not in key and key not in ("pass@2", "pass@4")]
-    for heading in ("set", "updates", *columns):
+    for heading in ("set", "updates", "n", "avg@n", "maj@n", "pass@n", "truncated", "length"):
         table.add_column(heading, justify="left" if heading == "set" else "right", no_wrap=True)
     for name in dict.fromkeys(name for _, scores in evaluations for name in scores):
         for step, scores in evaluations:
-            values = scores.get(name, {})
-            table.add_row(name, str(step), *(_cell(values, column) for column in columns))
+            if name in scores:
+                table.add_row(name, str(step), *_cells(scores[name]))
     return table
 
 
-def _cell(values: dict[str, float], column: str) -> str:
-    if column not in values:
-        return ""
-    if column == "length":
-        return f"{values[column]:.1f}"
-    error = values.get(f"{column}_se")
-    return f"{100 * values[column]:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "") + " %"
+def _cells(values: dict[str, float]) -> list[str]:
+    n = max(int(key.removeprefix("avg@")) for key in values if key.startswith("avg@") and "_" not in key)
+    error = values[f"avg@{n}_se"]
+    return [
+        str(n),
+        f"{100 * values[f'avg@{n}']:.1f} ± {100 * error:.1f} %",
+        f"{100 * values[f'maj@{n}']:.1f} %" if n > 1 else "",
+        f"{100 * values[f'pass@{n}']:.1f} %" if f"pass@{n}" in values else "",
+        f"{100 * values['truncated']:.1f} %",
+        f"{values['length']:.1f}",
+    ]
 
 
 def _floats(values: dict[str, Any]) -> dict[str, float]:

@@ -39,8 +39,10 @@ class ForkMonitor(Callback):
         self._seconds: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the clock, after an evaluation at the start."""
         self._clock = time.perf_counter()
+        if isinstance(pl_module, ForkGRPOModule):
+            self._seconds = {**pl_module.seconds, **pl_module.answerer.seconds}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,10 +1,13 @@
 """Refuses, before the first step, what would train something else than the config says."""
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
 from forklight.algo.plan import update_and_rank
 from forklight.data.datamodule import MathDataModule
+from forklight.module import ForkGRPOModule
 
 
 class Guards(Callback):
@@ -12,51 +15,97 @@ class Guards(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Runs when everything is built and nothing has been trained."""
-        if stage != "fit":
-            return
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        if trainer.max_steps is None or trainer.max_steps < 0:
-            raise ValueError("trainer.max_steps is required: the number of optimiser updates to train for")
-        if trainer.max_epochs not in (None, -1):
-            raise ValueError(
-                f"trainer.max_epochs = {trainer.max_epochs} has no meaning here: set trainer.max_steps, the number of "
-                "updates; passes over the data are logged as rollout/epoch"
-            )
-        if isinstance(trainer.limit_train_batches, float) and trainer.limit_train_batches != 1.0:
-            raise ValueError(
-                f"trainer.limit_train_batches = {trainer.limit_train_batches} has no meaning on an endless stream of "
-                "problems: set trainer.max_steps"
-            )
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, MathDataModule):
-            self._check_visits(trainer, data)
+        if stage == "fit":
+            check_fit(trainer, pl_module, getattr(trainer, "datamodule", None))
 
-    def _check_visits(self, trainer: Trainer, data: MathDataModule) -> None:
-        update_and_rank(data.prompts_per_rollout, data.updates_per_rollout, trainer.world_size)
-        visits = data.visits
-        if trainer.val_check_interval == 1.0:
-            trainer.val_check_interval = data.eval_every_rollouts * visits
-        interval = trainer.val_check_interval
-        if not isinstance(interval, int) or interval % visits:
-            raise ValueError(
-                f"trainer.val_check_interval = {interval} must be a whole number of rollouts, a multiple of "
-                f"data.updates_per_rollout * trainer.accumulate_grad_batches = {visits} visits; "
-                "or leave it out and set data.eval_every_rollouts"
-            )
-        if trainer.limit_train_batches != 1.0 and int(trainer.limit_train_batches) % visits:
-            raise ValueError(
-                f"trainer.limit_train_batches = {trainer.limit_train_batches} must be a multiple of {visits} visits"
-            )
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches():
-                raise ValueError(
-                    "GradientAccumulationScheduler changes the number of micro-batches during a run; "
-                    "set trainer.accumulate_grad_batches to one number"
-                )
-            if isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps:
-                raise ValueError(
-                    f"ModelCheckpoint.every_n_train_steps = {callback._every_n_train_steps}: a run resumed from such a "
-                    "checkpoint skips the evaluation that was due; use checkpoint.every_n_updates. "
-                    "A ModelCheckpoint with `monitor` and no interval is fine"
-                )
+
+def check_fit(trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
+    """Refuses to train what the config does not say; sets `trainer.val_check_interval` if it is left out.
+
+    The command line asks before it writes anything, the callback asks for everyone else.
+
+    Args:
+        trainer: with its callbacks.
+        module: what is trained.
+        data: the datamodule, which the trainer may not know yet.
+
+    Raises:
+        ValueError: a setting has no meaning here, or would be ignored.
+    """
+    if isinstance(module, ForkGRPOModule) and data is None:
+        raise ValueError("data: is required, the problems to train on and how many of them a rollout has")
+    if isinstance(data, MathDataModule) and not data.val_sets:
+        trainer.limit_val_batches = 0  # said in Lightning's words: it warns of a loader without batches
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    if trainer.max_steps is None or trainer.max_steps < 0:
+        raise ValueError("trainer.max_steps is required: the number of optimiser updates to train for")
+    if trainer.max_epochs not in (None, -1):
+        raise ValueError(
+            f"trainer.max_epochs = {trainer.max_epochs} has no meaning here: set trainer.max_steps, the number of "
+            "updates; passes over the data are logged as rollout/epoch"
+        )
+    if isinstance(trainer.limit_train_batches, float) and trainer.limit_train_batches != 1.0:
+        raise ValueError(
+            f"trainer.limit_train_batches = {trainer.limit_train_batches} has no meaning on an endless stream of "
+            "problems: set trainer.max_steps"
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        _check_callback(callback)
+    if isinstance(data, MathDataModule):
+        _check_visits(trainer, data)
+
+
+def _check_visits(trainer: Trainer, data: MathDataModule) -> None:
+    """The sizes of a rollout fit together, and intervals are whole rollouts."""
+    p, g, k, a = (
+        data.prompts_per_rollout,
+        data.answers_per_prompt,
+        data.updates_per_rollout,
+        trainer.accumulate_grad_batches,
+    )
+    update_and_rank(p, k, trainer.world_size)
+    share = p * g // (k * trainer.world_size)
+    if share < a:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches = {a} asks for more micro-batches than the {share} sequences that one "
+            "rank has per update"
+        )
+    visits = k * a
+    interval: Any = getattr(trainer, "val_check_interval", "a time")  # of which Lightning keeps no number of batches
+    if interval == 1.0:
+        interval = trainer.val_check_interval = data.eval_every_rollouts * visits
+    if not isinstance(interval, int) or interval % visits:
+        raise ValueError(
+            f"trainer.val_check_interval = {interval} must be a whole number of rollouts, a multiple of "
+            f"data.updates_per_rollout * trainer.accumulate_grad_batches = {visits} visits; "
+            "or leave it out and set data.eval_every_rollouts"
+        )
+    # Else an interval of 1 visit reads as 1.0, once per epoch, whose end EarlyStopping and ModelCheckpoint wait for.
+    trainer.check_val_every_n_epoch = None
+    if trainer.limit_train_batches != 1.0 and int(trainer.limit_train_batches) % visits:
+        raise ValueError(
+            f"trainer.limit_train_batches = {trainer.limit_train_batches} must be a multiple of {visits} visits"
+        )
+
+
+def _check_callback(callback: Callback) -> None:
+    """Refuses callbacks that break accumulation or resume."""
+    if isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches():
+        raise ValueError(
+            "GradientAccumulationScheduler changes the number of micro-batches during a run; "
+            "set trainer.accumulate_grad_batches to one number"
+        )
+    if not isinstance(callback, ModelCheckpoint):
+        return
+    if callback._every_n_train_steps or callback._train_time_interval:
+        which = "every_n_train_steps" if callback._every_n_train_steps else "train_time_interval"
+        raise ValueError(
+            f"ModelCheckpoint.{which} = {getattr(callback, '_' + which)}: a run resumed from such a "
+            "checkpoint skips the evaluation that was due; use checkpoint.every_n_updates. "
+            "A ModelCheckpoint with `monitor` and no interval is fine"
+        )
+    if callback.save_last:
+        raise ValueError(
+            f"ModelCheckpoint.save_last = {callback.save_last}: last.ckpt is always kept, by `checkpoint`; leave it out"
+        )

@@ -33,13 +33,10 @@ class CountdownExamples:
     """Which problems there are."""
     hit_share: float = 0.5
     """Share of answers that reach the target; the others are right in every step and end elsewhere."""
-    hits_first: int = 0
-    """So many examples at the start all reach the target: a policy that has learnt how does not forget it."""
     seed: int = 0
     """Which sequence of examples."""
 
     def example(self, index: int) -> tuple[str, str]:
         """Prompt, template applied, and worked answer number `index`."""
-        hit_share = 1.0 if index < self.hits_first else self.hit_share
-        trace = worked_example(index, self.task, hit_share, seed=self.seed)
+        trace = worked_example(index, self.task, self.hit_share, seed=self.seed)
         return trace.prompt, trace.answer

@@ -67,6 +67,26 @@ class MathDataModule(LightningDataModule):
         self._stream: ProblemStream | None = None
         self._rollout, self._visit, self._start = 0, 0, 0  # position: rollout, its visits served, its first problem
         self._cursor = 0
+        self._eval_problems: dict[int, list[Problem]] = {}  # by id of the set: `test` may share those of `val`
+
+    def read(self) -> int:
+        """Reads the problems of training and of its evaluations, now and not at their first use.
+
+        Returns:
+            The number of training problems.
+
+        Raises:
+            ValueError: a source is malformed or empty, with the place, or there is none to train on.
+            FileNotFoundError: a source is not there.
+        """
+        for spec in self.val_sets.values():
+            self._problems(spec)
+        return len(self.stream.problems)
+
+    @property
+    def position(self) -> int:
+        """Visits served so far, in the present number of micro-batches."""
+        return self._rollout * self.visits + self._visit
 
     @property
     def micro_batches(self) -> int:
@@ -94,9 +114,7 @@ class MathDataModule(LightningDataModule):
 
     def train_dataloader(self) -> PositionedLoader:
         """Every batch of P problems K*A times, from the present position on."""
-        return PositionedLoader(
-            NOMINAL_LENGTH, start=lambda: self._rollout * self.visits + self._visit, batch=self._next
-        )
+        return PositionedLoader(NOMINAL_LENGTH, start=lambda: self.position, batch=self._next)
 
     def _next(self, number: int) -> PromptBatch:
         """The batch of visit `number`; the position moves before the batch is handed out."""
@@ -160,14 +178,21 @@ class MathDataModule(LightningDataModule):
     def _eval_loader(self, sets: dict[str, EvalSet]) -> PositionedLoader:
         """Batches of this rank; all ranks have as many, so some problems come twice and scores go by uid."""
         assert self.trainer is not None
+        if not sets:
+            raise ValueError("data.val, data.test: there is no evaluation set to answer")
         rank, size = self.trainer.global_rank, self.trainer.world_size
         batches: list[EvalBatch] = []
         for name, spec in sets.items():
-            problems = spec.source.read()
+            problems = self._problems(spec)
             share = -(-len(problems) // size)
             mine = [problems[(rank + i * size) % len(problems)] for i in range(share)]
             batches += [self._eval_batch(name, part, spec) for part in _parts(mine, self.eval_batch_size)]
         return PositionedLoader(len(batches), start=lambda: 0, batch=batches.__getitem__)
+
+    def _problems(self, spec: EvalSet) -> list[Problem]:
+        if id(spec) not in self._eval_problems:
+            self._eval_problems[id(spec)] = spec.source.read()
+        return self._eval_problems[id(spec)]
 
     def _eval_batch(self, name: str, problems: Sequence[Problem], spec: EvalSet) -> EvalBatch:
         return EvalBatch(name, problems, spec, spec.template or self.template, spec.verifier or self.verifier)

@@ -34,7 +34,7 @@ class ProblemFile:
     """Field that holds the problem's text."""
     answer_field: str = "answer"
     """Field that holds the answer to compare with: text or a number."""
-    answer_pattern: str | None = None
+    answer_pattern: str = ""
     r"""Regular expression whose one group cuts out the answer, such as `####\s*(.+)`; the last match wins."""
     split: str | None = None
     """Split of a Hub dataset, such as `train`; needed there and refused for files."""
@@ -61,7 +61,7 @@ def read_problems(
     name: str | None = None,
     prompt_field: str = "problem",
     answer_field: str = "answer",
-    answer_pattern: str | None = None,
+    answer_pattern: str = "",
     split: str | None = None,
     subset: str | None = None,
     revision: str | None = None,
@@ -92,7 +92,7 @@ def read_problems(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit} for {path}")
-    pattern = re.compile(answer_pattern) if answer_pattern is not None else None
+    pattern = re.compile(answer_pattern) if answer_pattern else None
     if pattern is not None and pattern.groups != 1:
         raise ValueError(f"answer_pattern needs exactly one group (...), {answer_pattern!r} has {pattern.groups}")
     source = ProblemFile(str(path), name).label
@@ -185,11 +185,11 @@ def _file_rows(
     path: Path, split: str | None, subset: str | None, revision: str | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.exists():
-        raise FileNotFoundError(f"data.train: there is no file {path} (looked in {Path.cwd()})")
+        raise FileNotFoundError(f"data: there is no file {path} (looked in {Path.cwd()})")
     if path.suffix not in _FILE_READERS or path.is_dir():
-        raise ValueError(f"data.train: {path} is not a {', '.join(_FILE_READERS)} file")
+        raise ValueError(f"data: {path} is not a {', '.join(_FILE_READERS)} file")
     if split or subset or revision:
-        raise ValueError(f"data.train: split, subset and revision are for Hub datasets, {path} is a file")
+        raise ValueError(f"data: split, subset and revision are for Hub datasets, {path} is a file")
     return _FILE_READERS[path.suffix](path)
 
 
@@ -225,12 +225,12 @@ def _hub_rows(
     import datasets
 
     if split is None:
-        raise ValueError(f"data.train: name the `split` of the Hub dataset {name} (no file of that name exists)")
+        raise ValueError(f"data: name the `split` of the Hub dataset {name} (no file of that name exists)")
     try:
         rows = datasets.load_dataset(name, subset, split=split, revision=revision)
     except ConnectionError as error:
         raise ConnectionError(
-            f"data.train: {name} is no file here, and the Hugging Face Hub cannot be reached ({error}). "
+            f"data: {name} is no file here, and the Hugging Face Hub cannot be reached ({error}). "
             "Give the path of a .jsonl, .json or .parquet file, or fill the Hub cache while online."
         ) from error
     for number, row in enumerate(rows, start=1):

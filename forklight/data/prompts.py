@@ -1,5 +1,6 @@
 """Templates: from a problem to the token ids that the policy continues."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -27,15 +28,15 @@ class PromptTemplate:
     is plain text, to which the tokenizer adds the special tokens that it starts every text with (often none)."""
     text: str = PLACEHOLDER
     """The text around the problem; `{problem}` stands for it, once."""
-    system: str | None = None
-    """System message, for `chat` only; None leaves it to the chat template, which may have one of its own."""
+    system: str = ""
+    """System message, for `chat` only; empty leaves it to the chat template, which may have one of its own."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("chat", "base"):
             raise ValueError(f"data.template.kind must be 'chat' or 'base', got {self.kind!r}")
         if self.text.count(PLACEHOLDER) != 1:
             raise ValueError(f"data.template.text must contain {PLACEHOLDER} exactly once, got {self.text!r}")
-        if self.system is not None and self.kind == "base":
+        if self.system and self.kind == "base":
             raise ValueError(
                 "data.template.system needs data.template.kind 'chat'; put it into the text of a base template"
             )
@@ -45,33 +46,38 @@ class PromptTemplate:
         return self.text.replace(PLACEHOLDER, problem.prompt)
 
     def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """The prompt's token ids, with at most one BOS and without EOS.
+        """The token ids of one prompt; see `encode_many`."""
+        return self.encode_many([problem], tokenizer)[0]
+
+    def encode_many(self, problems: Sequence[Problem], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+        """The prompts' token ids, with at most one BOS and without EOS.
 
         Args:
-            problem: the problem.
+            problems: at least one.
             tokenizer: the policy's tokenizer.
 
         Returns:
-            Token ids of any length; the caller knows how long a prompt may be.
+            Token ids of any length, by problem; the caller knows how long a prompt may be.
 
         Raises:
             ValueError: if the tokenizer has no chat template but `kind` is `chat`, or if the ids cannot be continued:
                 none at all, BOS twice, or an EOS at the end.
         """
         if self.kind == "base":
-            ids = list(tokenizer(self.fill(problem))["input_ids"])
+            prompts = [list(ids) for ids in tokenizer([self.fill(problem) for problem in problems])["input_ids"]]
         else:
             if tokenizer.chat_template is None:
                 raise ValueError(
                     f"data.template.kind is 'chat', but the tokenizer {tokenizer.name_or_path!r} has no chat template; "
                     "a base model wants data.template.kind 'base'"
                 )
-            ids = self._encode_chat(problem, tokenizer)
-        _check(ids, tokenizer, self.kind)
-        return ids
+            prompts = [self._encode_chat(problem, tokenizer) for problem in problems]
+        for ids in prompts:
+            _check(ids, tokenizer, self.kind)
+        return prompts
 
     def _encode_chat(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        system = [] if not self.system else [{"role": "system", "content": self.system}]
         messages = [*system, {"role": "user", "content": self.fill(problem)}]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         return list(ids)

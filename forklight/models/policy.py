@@ -1,6 +1,7 @@
 """The language model that is trained: a causal LM of transformers whose head is ours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -63,7 +65,8 @@ class Policy(nn.Module):
         # Models come in evaluation mode, in which gradient checkpointing does nothing; without dropout both are equal.
         self.model.train()
         if config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+            renamed = hasattr(self.model, "activation_checkpointing_enable")  # the older name warns where both are
+            getattr(self.model, "activation_checkpointing_enable" if renamed else "gradient_checkpointing_enable")()
 
     def forward(
         self,
@@ -113,14 +116,17 @@ class Policy(nn.Module):
         return hidden
 
 
-def load_model(config: PolicyConfig) -> PreTrainedModel:
-    """Loads the model and refuses what the head or the ratio would get wrong.
+def load_settings(config: PolicyConfig) -> PretrainedConfig:
+    """Reads the architecture, without weights, and refuses what the head or the ratio would get wrong.
 
-    The folder's generation settings are dropped, so that no sampling default of a model card takes effect.
+    Raises:
+        FileNotFoundError: `policy.path` names a folder that is not there.
+        OSError: it names a model of the hub that cannot be had.
+        ValueError: the model drops out units, or scales its logits in a way the head does not reproduce.
     """
     _check_folder(config)
-    dtype = getattr(torch, config.dtype)
-    settings = AutoConfig.from_pretrained(config.folder)
+    with _named(config):
+        settings: PretrainedConfig = AutoConfig.from_pretrained(config.folder)
     dropout = {name: value for name, value in vars(settings).items() if "drop" in name and isinstance(value, float)}
     if any(dropout.values()):
         raise ValueError(
@@ -131,11 +137,18 @@ def load_model(config: PolicyConfig) -> PreTrainedModel:
         raise ValueError(
             f"model.policy: {config.path} changes its logits by {scaled}, which the head does not reproduce"
         )
-    keywords = {"dtype": dtype, "attn_implementation": config.attention}
+    return settings
+
+
+def load_model(config: PolicyConfig) -> PreTrainedModel:
+    """Loads the model without its generation settings, so that no sampling default of a model card takes effect."""
+    settings = load_settings(config)
+    keywords = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
     if config.random_init:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, **keywords)  # type: ignore[no-untyped-call]
     else:
-        model = AutoModelForCausalLM.from_pretrained(config.folder, use_safetensors=True, **keywords)
+        with _named(config):
+            model = AutoModelForCausalLM.from_pretrained(config.folder, use_safetensors=True, **keywords)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:  # type: ignore[no-untyped-call]
         raise ValueError(f"model.policy: {config.path} has a head with a bias, which is not supported")
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
@@ -149,7 +162,8 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
         ValueError: it has no EOS token, so no answer could ever end.
     """
     _check_folder(config)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.folder)
+    with _named(config):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.folder)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model.policy: the tokenizer of {config.path} has no EOS token, so no answer could ever end")
     return tokenizer
@@ -158,12 +172,21 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
 def eos_ids(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """All tokens that end an answer: the tokenizer's, the model's and its generation settings' EOS."""
     ids = {tokenizer.eos_token_id}
-    settings = [AutoConfig.from_pretrained(config.folder).eos_token_id]
-    if (Path(config.folder) / "generation_config.json").is_file():
+    settings = [load_settings(config).eos_token_id]
+    with suppress(OSError):  # a model need not have generation settings
         settings.append(GenerationConfig.from_pretrained(config.folder).eos_token_id)
     for value in settings:
         ids |= set(value) if isinstance(value, list) else {value}
     return tuple(sorted(ids - {None}))
+
+
+@contextmanager
+def _named(config: PolicyConfig) -> Iterator[None]:
+    """Adds the config key to what transformers says of files that are not there."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"model.policy.path = {config.path!r}: {error}") from error
 
 
 def _check_folder(config: PolicyConfig) -> None:

@@ -13,9 +13,17 @@ class Reference:
 
     Args:
         config: the policy's own settings.
+
+    Raises:
+        ValueError: the policy's weights are drawn at random, so they cannot be loaded again.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
+        if config.random_init:
+            raise ValueError(
+                "model.policy.random_init = true leaves no weights that model.kl_coef > 0 could compare with: "
+                "save the policy first and give its folder as model.policy.path, or set model.kl_coef to 0"
+            )
         self.policy = Policy(config).requires_grad_(False).eval()
 
     def to(self, like: torch.Tensor) -> None:

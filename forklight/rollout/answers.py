@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from forklight.algo.noise import hash_bits, string_key
@@ -92,12 +93,10 @@ class Answerer:
         """
         if not problems:
             return []
-        prompts = [template.encode(problem, self.tokenizer) for problem in problems]
+        prompts = template.encode_many(problems, self.tokenizer)
         self._check_length(problems, prompts, max_new_tokens)
-        keys = [
-            int(hash_bits(self.seed, rollout, string_key(problem.uid), draw))
-            for problem, draw in zip(problems, draws, strict=True)
-        ]
+        uids = torch.tensor([string_key(problem.uid) for problem in problems])
+        keys = hash_bits(self.seed, rollout, uids, torch.tensor(list(draws))).tolist()
         started = time.perf_counter()
         sampled = self.sampler.sample(prompts, keys, answers, Decoding(max_new_tokens, temperature, self.eos_ids))
         self.seconds["sample"] += time.perf_counter() - started

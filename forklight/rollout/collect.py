@@ -121,6 +121,10 @@ class Collector:
         kept: list[Group] = []
         filler: list[Group] = []
         for _ in range(self.spec.max_rounds):
+            if drawn:
+                # As many as the share kept so far promises; the same number on all ranks.
+                more = min(wanted, _ceil((wanted - len(kept)) * drawn, max(len(kept), 1)))
+                problems = batch.stream.draw(more)
             groups = self._answer_on_all_ranks(problems, drawn, batch)
             drawn += len(problems)
             if not self.spec.dynamic_sampling:
@@ -130,9 +134,6 @@ class Collector:
             filler += [group for group in groups if not group.mixed]
             if len(kept) >= wanted:
                 break
-            # As many as the share kept so far promises; the same number on all ranks.
-            more = min(wanted, _ceil((wanted - len(kept)) * drawn, max(len(kept), 1)))
-            problems = batch.stream.draw(_ceil(more, self.ranks.size) * self.ranks.size)
         return kept, filler, drawn
 
     def _answer_on_all_ranks(self, problems: Sequence[Problem], first: int, batch: PromptBatch) -> list[Group]:
@@ -168,9 +169,8 @@ class Collector:
         mine = [i for i, (_, rank) in enumerate(places) if rank == self.ranks.rank]
         rows = [(i, completion) for i in mine for completion in groups[i].completions]
         sequences = [groups[i].prompt_ids + completion.token_ids for i, completion in rows]
-        input_ids = torch.zeros(len(rows), max(len(sequence) for sequence in sequences), dtype=torch.int64)
-        for row, sequence in enumerate(sequences):
-            input_ids[row, : len(sequence)] = torch.tensor(sequence)
+        longest = max(len(sequence) for sequence in sequences)
+        input_ids = torch.tensor([sequence + (0,) * (longest - len(sequence)) for sequence in sequences])
         contributing = (advantages != 0).any(1, keepdim=True).expand_as(advantages)
         return Experience(
             input_ids=input_ids,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from forklight.algo.contexts import context_keys, share_entropy
 from forklight.algo.losses import ClipRange, clipped_policy_loss, k3_kl
 from forklight.algo.noise import hash_bits
 from forklight.algo.plan import Passes, Plan, make_plan
@@ -223,9 +224,12 @@ class Learner:
     def _select(self, lesson: Lesson, rows: Tensor, update: int, *, over_ranks: bool) -> ForkMask:
         x = lesson.experience
         assert x.entropy is not None and x.fork_mask is not None and x.threshold is not None
+        entropy, eligible = x.entropy[rows], self.eligible(x)[rows]
+        if self.selection.needs_entropy:
+            entropy = share_entropy(entropy, context_keys(x.answer_ids[rows], x.group[rows]), eligible)
         found = select(
-            x.entropy[rows],
-            self.eligible(x)[rows],
+            entropy,
+            eligible,
             self.selection,
             row_key=x.row_key[rows],
             seed=int(hash_bits(self.seed, lesson.rollout)),

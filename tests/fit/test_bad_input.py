@@ -1,0 +1,286 @@
+"""Bad input: one message that names key, file and numbers, an exit code, and not a byte written."""
+
+import json
+import shutil
+
+import pytest
+from tiny import write_model
+from toy_runs import contents, fit, run
+
+from forklight.cli import innermost, main
+
+
+def refused(capsys, action, *arguments):
+    """The message of a run that must be refused."""
+    with pytest.raises(SystemExit) as stop:
+        action(*arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    start = "forklight: error: "
+    assert error.startswith(start), error
+    assert "\n" not in error.strip()
+    assert len(error) < 500
+    assert "usage" not in error
+    return error.removeprefix(start)
+
+
+MODEL, DATA = "forklight.module.ForkGRPOModule", "forklight.data.datamodule.MathDataModule"
+CALLBACK, OTHER = ["--trainer.callbacks+"], "lightning.pytorch.callbacks."
+
+KEYS = {
+    "unknown key": (["--bogus", "1"], ["--bogus"]),
+    "unknown key of the trainer": (["--trainer.max_stepz", "1"], ["--trainer.max_stepz"]),
+    "unknown key of the model": (["--model.selction.rho", "0.1"], [MODEL, "selction.rho"]),
+    "unknown key of the selection": (["--model.selection.roh", "0.1"], [MODEL, "selection.roh"]),
+    "unknown key of the data": (["--data.promts", "1"], [DATA, "promts"]),
+    "misspelt class": (["--model", "forklight.module.ForkGRPOModul"], ["model", "ForkGRPOModul"]),
+    "misspelt class without a module": (["--model", "ForkGRPOModul"], ["model", "ForkGRPOModul"]),
+    "misspelt nested class": (["--data.verifier", "toy.LengthParty"], ["verifier", "LengthParty"]),
+    "not a number": (["--model.selection.rho", "x"], ["selection.rho", "float", "x"]),
+    "not a choice": (["--model.selection.keep", "x"], ["selection.keep", "'top', 'bottom'", "x"]),
+}
+"""What the parser refuses."""
+
+VALUES = {
+    "rho 0": (["--model.selection.rho", "0"], ["selection.rho", "0.0"]),
+    "rho below 0": (["--model.selection.rho", "-0.1"], ["selection.rho", "-0.1"]),
+    "rho above 1": (["--model.selection.rho", "1.5"], ["selection.rho", "1.5"]),
+    "greedy training": (["--model.rollout.temperature", "0"], ["rollout.temperature", "0.0"]),
+    "one answer": (["--data.answers_per_prompt", "1"], ["data.answers_per_prompt", "1"]),
+    "P and K": (
+        ["--data.updates_per_rollout", "3"],
+        ["data.prompts_per_rollout = 4", "data.updates_per_rollout * ranks = 3 * 1"],
+    ),
+    "A": (["--trainer.accumulate_grad_batches", "17"], ["trainer.accumulate_grad_batches = 17", "16 sequences"]),
+    "max_epochs": (["--trainer.max_epochs", "3"], ["trainer.max_epochs = 3", "trainer.max_steps"]),
+    "no max_steps": (["--trainer.max_steps", "-1"], ["trainer.max_steps is required"]),
+    "share of an epoch": (["--trainer.limit_train_batches", "0.5"], ["trainer.limit_train_batches = 0.5"]),
+    "evaluation by share": (["--trainer.val_check_interval", "0.5"], ["trainer.val_check_interval = 0.5"]),
+    "evaluation inside a rollout": (
+        ["--trainer.val_check_interval", "6", "--data.updates_per_rollout", "4"],
+        ["trainer.val_check_interval = 6", "= 4 visits"],
+    ),
+    "changing accumulation": (
+        [*CALLBACK, OTHER + "GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{0: 1, 1: 2}"],
+        ["GradientAccumulationScheduler", "trainer.accumulate_grad_batches"],
+    ),
+    "checkpoints by step": (
+        [*CALLBACK, OTHER + "ModelCheckpoint", "--trainer.callbacks.every_n_train_steps", "2"],
+        ["ModelCheckpoint.every_n_train_steps = 2", "checkpoint.every_n_updates"],
+    ),
+    "checkpoints by time": (
+        [*CALLBACK, OTHER + "ModelCheckpoint", "--trainer.callbacks.train_time_interval", "0:01:00"],
+        ["ModelCheckpoint.train_time_interval = 0:01:00", "checkpoint.every_n_updates"],
+    ),
+    "another last.ckpt": (
+        [*CALLBACK, OTHER + "ModelCheckpoint", "--trainer.callbacks.save_last", "true"],
+        ["ModelCheckpoint.save_last = True", "last.ckpt"],
+    ),
+    "checkpoints never": (["--checkpoint.keep", "0"], ["checkpoint.keep = 0"]),
+    "no model folder": (["--model.policy.path", "/no/such/model"], ["model.policy.path = '/no/such/model'"]),
+    "a file as run folder": (["--run_dir", __file__], [f"--run_dir {__file__} is a file"]),
+}  # fmt: skip
+"""What the components, the guards and the run folder refuse."""
+
+
+@pytest.mark.parametrize("case", [*KEYS, *VALUES])
+def test_a_bad_setting_is_refused(case, tmp_path, capsys):
+    more, words = (KEYS | VALUES)[case]
+    error = refused(capsys, run, "fit", tmp_path / "run", *more)
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "run").exists()
+
+
+FILES = {
+    "empty": ("", ["no problems"]),
+    "malformed": ('{"problem": "1+1", "answer": "2"}\n{"problem":\n', [":2: not valid JSON"]),
+    "without answers": ('{"problem": "1+1"}\n', [":1: no field `answer`"]),
+}
+
+
+@pytest.mark.parametrize(("case", "where"), [*((case, "train") for case in FILES), ("malformed", "val")])
+def test_a_bad_data_file_is_refused_before_anything_is_written(case, where, tmp_path, capsys):
+    text, words = FILES[case]
+    file = tmp_path / "problems.jsonl"
+    file.write_text(text)
+    source = {"class_path": "forklight.data.problems.ProblemFile", "init_args": {"path": str(file)}}
+    value = [source] if where == "train" else {"file": {"source": source}}
+    error = refused(capsys, run, "fit", tmp_path / "run", f"--data.{where}", json.dumps(value))
+    assert str(file) in error
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_data_file_is_refused(tmp_path, capsys):
+    source = {"class_path": "forklight.data.problems.ProblemFile", "init_args": {"path": str(tmp_path / "no.jsonl")}}
+    error = refused(capsys, run, "fit", tmp_path / "run", "--data.train", json.dumps([source]))
+    assert str(tmp_path / "no.jsonl") in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path, capsys):
+    path = write_model(tmp_path / "model", tokenizer_eos=False)
+    error = refused(capsys, run, "fit", tmp_path / "run", "--model.policy.path", path)
+    assert path in error
+    assert "no EOS token" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_dropout_is_refused(tmp_path, capsys):
+    path = write_model(tmp_path / "model", attention_dropout=0.1)
+    error = refused(capsys, fit, tmp_path / "run", "--model.policy.path", path)
+    assert path in error
+    assert "'attention_dropout': 0.1" in error
+
+
+def test_a_model_folder_without_weights_is_refused(tmp_path, capsys):
+    path = write_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    error = refused(capsys, fit, tmp_path / "run", "--model.policy.path", path, "--model.policy.random_init", "false")
+    assert path in error
+    assert "model.safetensors" in error
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_a_config_without_model_is_refused(verb, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("trainer: {max_steps: 2}\n")
+    error = refused(capsys, main, [verb, "--config", str(file), "--run_dir", str(tmp_path / "run")])
+    assert "model" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_without_data_is_refused(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    policy = "policy: {path: tiny, random_init: true}"
+    file.write_text(f"trainer: {{max_steps: 2}}\nmodel: {{class_path: {MODEL}, init_args: {{{policy}}}}}\n")
+    error = refused(capsys, main, ["fit", "--config", str(file), "--run_dir", str(tmp_path / "run")])
+    assert error.startswith("data:")
+    assert not (tmp_path / "run").exists()
+
+
+COMMANDS = [
+    (["fti"], "'fit', 'validate', 'test', 'predict'"),
+    ([], "{fit,validate,test,predict}"),
+    (["fit", "--config", "/no.yaml"], "/no.yaml"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "word"), COMMANDS)
+def test_a_bad_command_is_refused(arguments, word, capsys):
+    assert word in refused(capsys, main, arguments)
+
+
+def test_verbs_without_an_evaluation_set_are_refused(tmp_path, capsys):
+    assert "data.val" in refused(capsys, run, "validate", tmp_path / "run", "--data.val", "null")
+
+
+# -- an existing run folder --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two updates."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    fit(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "run", symlinks=True)
+
+
+def refused_and_untouched(capsys, folder, *more, verb="fit"):
+    before = contents(folder)
+    error = refused(capsys, run, verb, folder, "--trainer.max_steps", 4, *more)
+    assert contents(folder) == before
+    return error
+
+
+def test_a_run_is_not_overwritten(folder, capsys):
+    error = refused_and_untouched(capsys, folder)
+    assert str(folder) in error
+    assert "--ckpt_path last" in error
+
+
+def test_a_run_of_another_config_is_not_continued(folder, capsys):
+    more = ("--ckpt_path", "last", "--model.optimizer.lr", "0.5", "--data.answers_per_prompt", "8")
+    error = refused_and_untouched(capsys, folder, *more)
+    assert "optimizer.init_args.lr: 0.01 -> 0.5" in error
+    assert "data.init_args.answers_per_prompt: 4 -> 8" in error
+
+
+def test_an_unknown_key_leaves_the_run_alone(folder, capsys):
+    assert "--bogus" in refused_and_untouched(capsys, folder, "--ckpt_path", "last", "--bogus", "1")
+
+
+def test_a_guarded_setting_leaves_the_run_alone(folder, capsys):
+    callback = ("--trainer.callbacks+", OTHER + "ModelCheckpoint", "--trainer.callbacks.save_last", "true")
+    assert "save_last" in refused_and_untouched(capsys, folder, "--ckpt_path", "last", *callback)
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+@pytest.mark.parametrize("name", ["last.ckpt", "update-00000002.ckpt"])
+def test_a_truncated_checkpoint_is_refused(name, verb, folder, capsys):
+    path = folder / "checkpoints" / name
+    path.write_bytes(path.read_bytes()[:-1000])  # last.ckpt is a link: the file it points to is cut
+    wanted = "last" if name == "last.ckpt" else str(path)
+    error = refused_and_untouched(capsys, folder, "--ckpt_path", wanted, verb=verb)
+    assert name in error
+    assert "no intact checkpoint" in error
+    if verb == "fit" and wanted == "last":
+        assert "update-00000001.ckpt" in error
+
+
+@pytest.mark.parametrize("verb", ["fit", "predict"])
+def test_a_folder_without_checkpoint_is_refused(verb, folder, capsys):
+    shutil.rmtree(folder / "checkpoints")
+    error = refused_and_untouched(capsys, folder, "--ckpt_path", "last", verb=verb)
+    assert str(folder / "checkpoints" / "last.ckpt") in error
+
+
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_a_missing_checkpoint_is_refused(verb, folder, capsys):
+    missing = str(folder / "checkpoints" / "update-00000009.ckpt")
+    assert missing in refused_and_untouched(capsys, folder, "--ckpt_path", missing, verb=verb)
+
+
+def test_a_folder_that_holds_something_else_is_not_a_run(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    error = refused_and_untouched(capsys, folder, "--ckpt_path", "last")
+    assert str(folder) in error
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_on_nested_unions_is_cut_to_its_reason():
+    report = """Parser key "data":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'A'>, <class 'NoneType'>]
+  Errors:
+    - Problem with given class_path 'A':
+        Parser key "verifier":
+
+          - Expected a path but x.Y either not accessible or invalid
+          - Does not validate against any of the Union subtypes
+          Subtypes: [<class 'B'>, <class 'NoneType'>]
+          Errors:
+            - module 'x' has no attribute 'Y'
+            - Expected a <class 'NoneType'>
+          Given value type: <class 'str'>
+          Given value: x.Y
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'dict'>
+  Given value: {'a': 'long'}"""
+    path = 'Parser key "data": Problem with given class_path \'A\': Parser key "verifier":'
+    assert innermost(report) == f"{path} module 'x' has no attribute 'Y'"
+
+
+def test_other_messages_stay_as_they_are():
+    message = "data.train: two\n  lines"
+    assert innermost(message) == message

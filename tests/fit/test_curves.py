@@ -1,0 +1,70 @@
+"""The curves of a run: which there are, how many points they have, and where these stand."""
+
+import math
+
+import pytest
+from toy_runs import curves, fit
+
+K, A, ROLLOUTS = 4, 2, 3
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The curves of three rollouts of four updates of two micro-batches, evaluated after every second rollout."""
+    folder = tmp_path_factory.mktemp("curves") / "run"
+    more = ("--data.updates_per_rollout", K, "--trainer.accumulate_grad_batches", A, "--data.eval_every_rollouts", 2)
+    fit(folder, *more, steps=K * ROLLOUTS)
+    return curves(folder)
+
+
+def steps(points):
+    return [step for step, _ in points]
+
+
+def test_every_curve_is_in_one_of_five_groups(found):
+    assert {tag.split("/")[0] for tag in found} == {"rollout", "train", "fork", "val", "time"}
+
+
+def test_what_an_update_did_stands_at_its_number(found):
+    per_update = {tag for tag in found if tag.startswith(("train/", "fork/"))} | {"rollout/empty_updates"}
+    expected = {"train/policy_loss", "train/grad_norm", "train/ratio", "train/tokens", "train/lr", "fork/threshold"}
+    assert per_update >= expected | {"fork/kept_share", "fork/entropy_mean"}
+    for tag in per_update:
+        assert steps(found[tag]) == list(range(1, K * ROLLOUTS + 1)), tag
+
+
+def test_a_rollout_stands_at_the_first_update_it_feeds(found):
+    per_rollout = {tag for tag in found if tag.startswith("rollout/")} - {"rollout/empty_updates"}
+    assert per_rollout >= {"rollout/reward", "rollout/right", "rollout/truncated", "rollout/epoch"}
+    for tag in per_rollout:
+        assert steps(found[tag]) == [1 + K * rollout for rollout in range(ROLLOUTS)], tag
+
+
+def test_times_stand_at_the_last_update_of_a_rollout(found):
+    times = {tag for tag in found if tag.startswith("time/")}
+    parts = {f"time/{part}" for part in ("sample", "verify", "statistics", "forward", "backward", "optimizer")}
+    assert times >= parts | {"time/rollout", "time/tokens_per_second"}
+    for tag in times:
+        assert steps(found[tag]) == [K * (rollout + 1) for rollout in range(ROLLOUTS)], tag
+    for rollout, (_, whole) in enumerate(found["time/rollout"]):
+        assert 0 < sum(found[part][rollout][1] for part in parts) <= whole
+
+
+def test_scores_stand_at_the_updates_before_them(found):
+    scores = {tag for tag in found if tag.startswith("val/")}
+    assert scores >= {"val/toy/avg@2", "val/toy/pass@2", "val/toy/length", "val/toy/truncated"}
+    for tag in scores:
+        assert steps(found[tag]) == [0, 2 * K], tag
+
+
+def test_values_are_what_their_names_say(found):
+    values = {tag: [value for _, value in points] for tag, points in found.items()}
+    assert all(math.isfinite(value) for tag in values for value in values[tag])
+    for tag in ("rollout/reward", "rollout/right", "fork/kept_share", "train/clip_high", "val/toy/avg@2"):
+        assert all(0 <= value <= 1 for value in values[tag]), tag
+    assert values["rollout/epoch"] == sorted(values["rollout/epoch"])
+    assert values["train/ratio"][::K] == pytest.approx([1.0] * ROLLOUTS, abs=1e-6)
+    # Linear warm-up, stepped once per update: the rate of update n.
+    assert values["train/lr"][:9] == pytest.approx([1e-2 * (0.1 + 0.9 * n / 10) for n in range(1, 10)], rel=1e-5)
+    for kept, mean, dropped in zip(*(values[f"fork/entropy_{x}"] for x in ("kept", "mean", "dropped")), strict=True):
+        assert kept >= mean >= dropped > 0

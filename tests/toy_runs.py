@@ -1,0 +1,47 @@
+"""Runs of the toy config through the command line, in process, and what they leave."""
+
+from pathlib import Path
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from forklight.cli import main
+
+TOY = Path(__file__).parent / "fit" / "toy.yaml"
+
+
+def run(verb, folder, *more, config=TOY):
+    main([verb, "--config", str(config), "--run_dir", str(folder), *map(str, more)])
+
+
+def fit(folder, *more, steps=2):
+    run("fit", folder, "--trainer.max_steps", steps, *more)
+
+
+def checkpoint(folder, update):
+    return torch.load(folder / "checkpoints" / f"update-{update:08d}.ckpt", weights_only=True)
+
+
+def weights(folder, update):
+    """The policy's weights by their name in the model."""
+    state = checkpoint(folder, update)["state_dict"]
+    return {name.removeprefix("policy.model."): tensor for name, tensor in state.items()}
+
+
+def events(folder):
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "histograms": 0}).Reload()
+
+
+def curves(folder):
+    """Steps and values by tag."""
+    found = events(folder)
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def contents(folder):
+    """Every file with its bytes, or where a link points."""
+    return {
+        path.relative_to(folder).as_posix(): path.readlink() if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }

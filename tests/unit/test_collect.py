@@ -1,0 +1,320 @@
+import logging
+
+import pytest
+import torch
+from tiny import EOS, VOCABULARY, load, on_ranks, write_model
+
+from forklight.algo.advantages import group_advantages
+from forklight.algo.plan import update_and_rank
+from forklight.data.prompts import PromptTemplate
+from forklight.data.visits import ProblemStream, PromptBatch
+from forklight.models.policy import PolicyConfig, load_tokenizer
+from forklight.rollout.answers import Answerer
+from forklight.rollout.collect import Collector, RolloutSpec
+from forklight.rollout.hf import HFSampler
+from forklight.rollout.ranks import Ranks
+from forklight.types import Problem, Verdict
+from forklight.verify import CountdownVerifier
+from forklight.verify.shaping import soft_overlong
+
+P, G, LENGTH = 4, 4, 8
+TEMPLATE = PromptTemplate("base")
+
+
+class ByGold:
+    """The gold says the outcome; `odd` leaves it to the answer's first word, so that most groups are mixed."""
+
+    def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
+        return [Verdict(self.outcome(answer, gold), gold) for answer, gold in pairs]
+
+    @staticmethod
+    def outcome(answer, gold):
+        if gold != "odd":
+            return gold
+        words = answer.split()
+        return "right" if words and int(words[0].removeprefix("w")) % 2 else "wrong"
+
+
+def problems_with(*golds, count=40):
+    return [
+        Problem.make(f"w{i % 40 + 2} " + " ".join(f"w{j + 2}" for j in range(i % 5)), golds[i % len(golds)], f"test{i}")
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    """A synced sampler and the tokenizer of a random policy."""
+    path = write_model(tmp_path_factory.mktemp("policy"))
+    sampler = HFSampler()
+    sampler.sync(load(path, "float32"))
+    return sampler, load_tokenizer(PolicyConfig(path=path))
+
+
+def answerer_of(engine, max_positions=64):
+    return Answerer(*engine, (EOS, 4, 5, 6), seed=3, max_positions=max_positions)
+
+
+def collector_of(engine, *, ranks=None, scale="std", **settings):
+    spec = RolloutSpec(**{"max_new_tokens": LENGTH, **settings})
+    return Collector(answerer_of(engine), spec, scale, ranks or Ranks())
+
+
+def batch_of(problems, *, wanted=P, updates=1, rollout=0, verifier=None):
+    """The first visit of a rollout, as the loader stamps it."""
+    stream = ProblemStream(problems, seed=1)
+    return PromptBatch(
+        stream.draw(wanted),
+        rollout=rollout,
+        visit=0,
+        updates=updates,
+        micro_batches=1,
+        answers=G,
+        stream=stream,
+        template=TEMPLATE,
+        verifier=verifier or ByGold(),
+    )
+
+
+def answered(engine, problems, rollout=0):
+    """The groups of the first so many problems of the stream, answered one by one."""
+    settings = {"answers": G, "max_new_tokens": LENGTH, "temperature": 1.0, "template": TEMPLATE, "verifier": ByGold()}
+    return [
+        group
+        for draw, problem in enumerate(problems)
+        for group in answerer_of(engine).answer([problem], [draw], rollout, **settings)
+    ]
+
+
+# -- experience --------------------------------------------------------------------------------------------------------
+
+
+def test_experience_holds_what_was_sampled_and_judged(engine):
+    rollout = collector_of(engine).collect(batch_of(problems_with("odd", "wrong", "right")))
+    x, groups = rollout.experience, rollout.groups
+    assert [group.draw for group in groups] == list(range(P))
+    assert {group.right for group in groups} > {0, G}
+    rows = [(group, number) for group in groups for number in range(G)]
+    for row, (group, number) in enumerate(rows):
+        completion, verdict = group.completions[number], group.verdicts[number]
+        prompt, answer = len(group.prompt_ids), len(completion.token_ids)
+        assert (x.prompt_length[row], x.answer_length[row]) == (prompt, answer)
+        assert x.input_ids[row, : prompt + answer].tolist() == [*group.prompt_ids, *completion.token_ids]
+        assert not x.input_ids[row, prompt + answer :].any()
+        assert x.rewards[row] == verdict.right == (verdict.outcome == "right")
+        assert x.truncated[row] == completion.truncated == (completion.token_ids[-1] not in (EOS, 4, 5, 6))
+        assert x.group[row] == group.draw
+        assert (completion.uid, completion.index) == (group.problem.uid, number)
+        assert not completion.text.endswith("<eos>")
+    expected = group_advantages(torch.tensor([[float(v.right) for v in group.verdicts] for group in groups]))
+    assert torch.equal(x.advantages, expected.flatten())
+    assert torch.equal(x.contributing, torch.tensor([group.mixed for group in groups]).repeat_interleave(G))
+    assert x.row_key.tolist() == list(range(P * G))
+    assert x.truncated.any()
+    assert not x.truncated.all()
+
+
+def test_groups_without_a_spread_scale(engine):
+    batch = batch_of(problems_with("odd"))
+    x = collector_of(engine, scale="none").collect(batch).experience
+    rewards = x.rewards.view(P, G)
+    assert torch.equal(x.advantages.view(P, G), rewards - rewards.mean(1, keepdim=True))
+
+
+def test_countdown_answers_are_judged_by_their_verifier(engine):
+    problems = [Problem.make("w2 w3", "5 from 2, 3", f"countdown{i}") for i in range(P)]
+    rollout = collector_of(engine).collect(batch_of(problems, verifier=CountdownVerifier()))
+    assert rollout.metrics["rollout/reward"] == rollout.metrics["rollout/contributing"] == 0
+    assert rollout.metrics["rollout/solved_none"] == 1
+    assert {verdict.outcome for group in rollout.groups for verdict in group.verdicts} == {"wrong"}
+
+
+def test_noise_belongs_to_rollout_and_draw(engine):
+    """The same problem, drawn twice or in another rollout, gets other answers; the same rollout gets the same."""
+    one = problems_with("odd", count=1)
+    first, again, later = (collector_of(engine).collect(batch_of(one, rollout=n)).groups for n in (0, 0, 1))
+    assert first == again
+    answers = [[completion.token_ids for completion in group.completions] for group in first + later]
+    assert all(a != b for i, a in enumerate(answers) for b in answers[:i])
+
+
+def test_metrics_are_shares_of_the_kept_groups(engine):
+    rollout = collector_of(engine).collect(batch_of(problems_with("right", "unjudged", "wrong", "odd"), wanted=8))
+    verdicts = [verdict.outcome for group in rollout.groups for verdict in group.verdicts]
+    metrics = rollout.metrics
+    for outcome in ("right", "unjudged"):
+        assert metrics[f"rollout/{outcome}"] == verdicts.count(outcome) / len(verdicts) > 0
+    unjudged = torch.tensor([outcome == "unjudged" for outcome in verdicts])
+    assert not rollout.experience.rewards[unjudged].any()
+    x = rollout.experience
+    assert metrics["rollout/truncated"] == pytest.approx(x.truncated.double().mean().item())
+    assert metrics["rollout/answer_tokens"] == pytest.approx(x.answer_length.double().mean().item())
+    assert metrics["rollout/answer_tokens_max"] == x.answer_length.max()
+    assert metrics["rollout/contributing"] == sum(group.mixed for group in rollout.groups) / 8
+    assert metrics["rollout/solved_all"] == sum(group.right == G for group in rollout.groups) / 8
+    assert metrics["rollout/problems_drawn"] == 8
+    assert metrics["rollout/surplus_groups"] == metrics["rollout/masked_groups"] == 0
+    assert metrics["rollout/epoch"] == 8 / 40
+
+
+# -- updates and ranks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_two_ranks_collect_what_one_does(engine, updates, dynamic):
+    def collect(ranks):
+        batch = batch_of(problems_with("odd", "wrong", "odd"), wanted=8, updates=updates)
+        return collector_of(engine, ranks=ranks, dynamic_sampling=dynamic).collect(batch)
+
+    alone, together = collect(Ranks()), on_ranks(2, collect)
+    places = update_and_rank(8, updates, 2)
+    x, found = alone.experience, []
+    for rank, rollout in enumerate(together):
+        assert rollout.groups == alone.groups
+        share = rollout.experience
+        mine = [i for i, (_, owner) in enumerate(places) if owner == rank]
+        assert share.group.tolist() == [alone.groups[i].draw for i in mine for _ in range(G)]
+        assert share.update.tolist() == [places[i][0] for i in mine for _ in range(G)]
+        for row, key in enumerate(share.row_key.tolist()):
+            [twin] = (x.row_key == key).nonzero().flatten().tolist()
+            length = int(x.prompt_length[twin] + x.answer_length[twin])
+            assert share.input_ids[row, :length].tolist() == x.input_ids[twin, :length].tolist()
+            for name in (
+                "prompt_length",
+                "answer_length",
+                "rewards",
+                "advantages",
+                "contributing",
+                "truncated",
+                "update",
+            ):
+                assert getattr(share, name)[row] == getattr(x, name)[twin]
+            found.append(key)
+    assert sorted(found) == sorted(x.row_key.tolist())
+    # the number drawn is rounded up to the ranks: it decides the surplus and nothing else
+    by_ranks = {"rollout/problems_drawn", "rollout/surplus_groups", "rollout/epoch"} if dynamic else set()
+    for name in alone.metrics.keys() - by_ranks:
+        assert together[0].metrics[name] == together[1].metrics[name] == alone.metrics[name]
+
+
+def test_problems_that_cannot_be_shared_are_an_error(engine):
+    with pytest.raises(ValueError, match=r"data\.prompts_per_rollout = 4 must be divisible"):
+        collector_of(engine).collect(batch_of(problems_with("odd"), updates=3))
+
+
+# -- dynamic sampling --------------------------------------------------------------------------------------------------
+
+
+def test_dynamic_sampling_keeps_the_first_mixed_groups_in_draw_order(engine):
+    batch = batch_of(problems_with("wrong", "odd", "right", "odd"), wanted=6)
+    rollout = collector_of(engine, dynamic_sampling=True).collect(batch)
+    drawn = int(rollout.metrics["rollout/problems_drawn"])
+    everything = answered(engine, ProblemStream(batch.stream.problems, seed=1).at(0, drawn))
+    mixed = [group for group in everything if group.mixed]
+    assert 6 < len(mixed) < drawn
+    assert rollout.groups == mixed[:6]
+    assert rollout.metrics["rollout/surplus_groups"] == len(mixed) - 6
+    assert rollout.metrics["rollout/masked_groups"] == 0
+    assert batch.stream.cursor == drawn
+    x = rollout.experience
+    assert x.contributing.all()
+    assert x.row_key.tolist() == [group.draw * G + number for group in rollout.groups for number in range(G)]
+
+
+def test_dynamic_sampling_stops_as_soon_as_there_are_enough(engine):
+    problems = problems_with("odd")
+    enough = [group.mixed for group in answered(engine, ProblemStream(problems, seed=1).at(0, P))]
+    batch = batch_of(problems, wanted=enough.index(False) if False in enough else P)
+    rollout = collector_of(engine, dynamic_sampling=True).collect(batch)
+    assert rollout.metrics["rollout/problems_drawn"] == len(batch.problems) == batch.stream.cursor
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_after_the_last_round_masked_groups_fill_up_with_a_warning(engine, rounds, caplog):
+    batch = batch_of(problems_with("wrong", "wrong", "wrong", "wrong", "odd"), wanted=8)
+    settings = {"dynamic_sampling": True, "max_rounds": rounds, "overlong_buffer": LENGTH}
+    with caplog.at_level(logging.WARNING):
+        rollout = collector_of(engine, **settings).collect(batch)
+    drawn = int(rollout.metrics["rollout/problems_drawn"])
+    assert drawn == batch.stream.cursor  # every problem drawn has been answered
+    everything = answered(engine, ProblemStream(batch.stream.problems, seed=1).at(0, drawn))
+    mixed = [group.draw for group in everything if group.mixed]
+    filler = [group.draw for group in everything if not group.mixed][: 8 - len(mixed)]
+    assert 0 < len(mixed) < 8
+    assert [group.draw for group in rollout.groups] == sorted(mixed + filler)
+    assert rollout.metrics["rollout/masked_groups"] == len(filler)
+    x = rollout.experience
+    masked = torch.isin(x.group, torch.tensor(filler))
+    assert x.rewards[masked].unique().numel() > 1  # shaped, yet without advantage
+    assert not x.advantages[masked].any()
+    assert not x.contributing[masked].any()
+    assert x.contributing[~masked].all()
+    assert f"{len(mixed)} of 8 groups" in caplog.text
+    assert f"rollout.max_rounds = {rounds}" in caplog.text
+
+
+def test_the_filter_sees_the_outcome_and_not_the_shaped_reward(engine):
+    plain = collector_of(engine, overlong_buffer=LENGTH).collect(batch_of(problems_with("wrong")))
+    assert plain.experience.contributing.any()  # without a filter, shaping alone gives groups an advantage
+    assert plain.metrics["rollout/contributing"] > 0
+    filtered = collector_of(engine, overlong_buffer=LENGTH, dynamic_sampling=True, max_rounds=2)
+    rollout = filtered.collect(batch_of(problems_with("wrong")))
+    assert not rollout.experience.advantages.any()
+    assert rollout.metrics["rollout/masked_groups"] == P
+
+
+# -- shaping and limits ------------------------------------------------------------------------------------------------
+
+
+def test_overlong_punishment_reaches_rewards_and_advantages(engine):
+    settings = {"overlong_buffer": 5, "overlong_penalty": 0.5}
+    rollout = collector_of(engine, **settings).collect(batch_of(problems_with("odd")))
+    x = rollout.experience
+    right = torch.tensor([float(verdict.right) for group in rollout.groups for verdict in group.verdicts])
+    punishment = torch.tensor([soft_overlong(length, LENGTH, 5, 0.5) for length in x.answer_length.tolist()])
+    assert torch.equal(x.rewards, right + punishment)
+    assert punishment.min() == -0.5
+    assert ((punishment < 0) & (punishment > -0.5)).any()
+    assert torch.equal(x.advantages, group_advantages(x.rewards.view(P, G)).flatten())
+    assert rollout.metrics["rollout/reward"] == pytest.approx(x.rewards.mean().item())
+    assert rollout.metrics["rollout/right"] == right.mean()
+
+
+def test_a_prompt_that_leaves_no_room_is_an_error_with_the_numbers(engine):
+    problems = [*problems_with("odd", count=3), Problem.make("w2 " * 57, "odd", "long")]
+    match = rf"problem {problems[3].uid} has a prompt of 57 tokens; .*max_new_tokens = 8 .*65, more than the 64"
+    with pytest.raises(ValueError, match=match):
+        collector_of(engine).collect(batch_of(problems))
+    problems[3] = Problem.make("w2 " * 56, "odd", "long")
+    assert collector_of(engine).collect(batch_of(problems)).experience.input_ids.shape[1] <= 64
+
+
+def test_answers_are_tokens_of_the_vocabulary_and_their_text(engine):
+    group = answered(engine, problems_with("odd", count=1))[0]
+    for completion in group.completions:
+        assert all(0 <= token < VOCABULARY for token in completion.token_ids)
+        spoken = [token for token in completion.token_ids if token > 1]
+        assert [word for word in completion.text.split() if word != "<unk>"] == [f"w{token}" for token in spoken]
+
+
+def test_no_problems_are_no_groups(engine):
+    settings = {"answers": G, "max_new_tokens": 2, "temperature": 1.0, "template": TEMPLATE, "verifier": ByGold()}
+    assert answerer_of(engine).answer([], [], 0, **settings) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"max_new_tokens": 0}, r"rollout\.max_new_tokens = 0"),
+        ({"max_rounds": 0}, r"rollout\.max_rounds = 0"),
+        ({"temperature": 0.0}, r"rollout\.temperature = 0\.0"),
+        ({"temperature": -1.0}, r"rollout\.temperature = -1\.0"),
+        ({"temperature": float("nan")}, r"rollout\.temperature = nan"),
+        ({"max_new_tokens": 8, "overlong_buffer": 9}, r"rollout\.overlong_buffer = 9 .*rollout\.max_new_tokens = 8"),
+        ({"overlong_buffer": -1}, r"rollout\.overlong_buffer = -1"),
+    ],
+)
+def test_settings_that_cannot_be_trained_with_are_errors(settings, key):
+    with pytest.raises(ValueError, match=key):
+        RolloutSpec(**settings)

@@ -1,0 +1,468 @@
+import contextlib
+import copy
+import itertools
+import random
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import torch
+from oracle import contexts, expected_update
+from tiny import experience, load, on_ranks, rows_of, write_model
+
+from forklight.algo.losses import ClipRange
+from forklight.algo.noise import hash_bits
+from forklight.algo.plan import update_and_rank
+from forklight.algo.selection import ForkSelection
+from forklight.algo.types import Experience
+from forklight.models import Policy, PolicyConfig, Reference
+from forklight.rollout.learn import Learner
+
+MICRO_BATCHES = (1, 2, 4)
+SEED, ROLLOUT = 7, 3
+NOISE_SEED = int(hash_bits(SEED, ROLLOUT))
+NARROW = ClipRange(low=0.05, high=0.08)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("policy"))
+
+
+def moved_reference(path):
+    """A reference near the policy, so that the KL is neither 0 nor cut."""
+    reference = Reference(PolicyConfig(path=path, dtype="float64"))
+    noise = torch.Generator().manual_seed(1)
+    for parameter in reference.policy.parameters():
+        parameter += 0.05 * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
+    return reference
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table of cases."""
+
+    updates: int = 1
+    keep: str = "top"
+    scope: str = "update"
+    over: str = "contributing"
+    entropy_of: str = "old"
+    denominator: str = "selected"
+    kl_coef: float = 0.0
+    dual: float | None = None
+    temperature: float = 1.0
+    rho: float = 0.3
+
+    def __str__(self):
+        return "-".join(str(value) for value in vars(self).values())
+
+    @property
+    def spec(self):
+        names = ("rho", "keep", "scope", "entropy_of", "over", "denominator")
+        return ForkSelection(**{name: getattr(self, name) for name in names})
+
+    @property
+    def clip(self):
+        return replace(NARROW, dual=self.dual)
+
+    def learner(self, **settings):
+        return Learner(self.spec, self.clip, kl_coef=self.kl_coef, temperature=self.temperature, seed=SEED, **settings)
+
+    def expected(self, x, update, policy, old, reference=None, **settings):
+        return expected_update(
+            x,
+            update,
+            self.spec,
+            self.clip,
+            model=policy.model,
+            old_model=old.model,
+            reference=None if reference is None else reference.policy.model,
+            kl_coef=self.kl_coef,
+            temperature=self.temperature,
+            noise_seed=NOISE_SEED,
+            **settings,
+        )
+
+
+CHOICES = {
+    "updates": (1, 3),
+    "keep": ("top", "bottom", "random", "all"),
+    "scope": ("update", "micro_batch_rank"),
+    "over": ("contributing", "answers"),
+    "entropy_of": ("old", "current"),
+    "denominator": ("selected", "answer"),
+    "kl_coef": (0.0, 0.1),
+    "dual": (None, 1.1),
+    "temperature": (1.0, 0.7),
+}
+EVERY = [Case(*values) for values in itertools.product(*CHOICES.values())]
+CASES = random.Random(0).sample(EVERY, 72)
+
+
+def test_cases_hold_every_pair_of_choices():
+    for first, second in itertools.combinations(CHOICES, 2):
+        pairs = {(getattr(case, first), getattr(case, second)) for case in CASES}
+        assert pairs == set(itertools.product(CHOICES[first], CHOICES[second]))
+
+
+def parameters(policy):
+    return list(policy.model.parameters())
+
+
+def run_update(learner, lesson, update, policy, reference=None):
+    """Prepares an update and runs its visits as Lightning does: gradients and loss add up, each divided by A."""
+    learner.prepare_update(lesson, update, policy, reference)
+    policy.zero_grad()
+    total, sums = 0.0, {}
+    for visit in lesson.plan.visits_of(update):
+        loss, metrics = learner.loss(lesson, visit, policy)
+        (loss / lesson.plan.micro_batches).backward()
+        total += loss.item() / lesson.plan.micro_batches
+        for name, value in metrics.items():
+            sums[name] = max(sums.get(name, 0.0), value.item()) if name == "ratio_max" else sums.get(name, 0.0) + value
+    return total, [parameter.grad.clone() for parameter in parameters(policy)], sums
+
+
+def apart(actual, expected):
+    """Largest difference over the largest expected number."""
+    scale = max(max(tensor.abs().max().item() for tensor in expected), 1e-300)
+    return max((a - b).abs().max().item() for a, b in zip(actual, expected, strict=True)) / scale
+
+
+def take_step(policy, gradients, size=0.2):
+    """An SGD step of given length, far enough to clip some ratios."""
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm().clamp(min=1e-12)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters(policy), gradients, strict=True):
+            parameter -= size / norm * gradient
+
+
+def begin(learner, x, case, micro_batches):
+    return learner.begin(x, rollout=ROLLOUT, updates=case.updates, micro_batches=micro_batches)
+
+
+# -- the table of cases ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_case_is_the_oracle(case, path):
+    x = experience(EVERY.index(case), updates=case.updates)
+    policy, old = load(path), load(path)
+    reference = moved_reference(path) if case.kl_coef else None
+    learner = case.learner()
+    lessons = [begin(learner, x, case, count) for count in MICRO_BATCHES]
+    for update in range(case.updates):
+        expected = None
+        for lesson in lessons:
+            if expected is None or case.scope == "micro_batch_rank":
+                sets = [lesson.plan.looked_at(visit).tolist() for visit in lesson.plan.visits_of(update)]
+                expected = case.expected(x, update, policy, old, reference, micro_batches=sets)
+            loss, gradients, sums = run_update(learner, lesson, update, policy, reference)
+            again = partial(case.expected, x, update, policy, old, reference, micro_batches=sets)
+            assert_same(lesson, update, loss, gradients, expected, again)
+            with_gradient = (x.advantages != 0) | bool(case.kl_coef)
+            assert sums["tokens"] == lesson.experience.fork_mask[with_gradient & (x.update == update)].sum()
+        take_step(policy, expected.gradients)
+
+
+def assert_same(lesson, update, loss, gradients, expected, again):
+    """Masks, loss and gradients are the oracle's. Tokens after the same tokens tie; the last digits may break the tie
+    another way, then the kept contexts are the same, and loss and gradients those of the mask."""
+    x = lesson.experience
+    mask = x.fork_mask & (x.update == update)[:, None]
+    if not torch.equal(mask, expected.mask):
+        assert contexts(x, mask) == contexts(x, expected.mask)
+        expected = again(mask=mask)
+    assert loss == pytest.approx(expected.loss.item(), rel=1e-12, abs=1e-14)
+    assert apart(gradients, expected.gradients) < 1e-12
+
+
+def test_ratios_leave_the_range_and_the_dual_bound_in_these_cases(path):
+    """Without this the oracle's cases would say nothing about clipping."""
+    case = Case(updates=3, keep="all", dual=1.1)
+    x = experience(1, updates=3, shares=(0.0, 0.2, 0.8))
+    policy = load(path)
+    learner = case.learner()
+    lesson = begin(learner, x, case, 1)
+    first = run_update(learner, lesson, 0, policy)
+    take_step(policy, first[1])
+    later = run_update(learner, lesson, 1, policy)[2]
+    assert first[2]["clip_low"] == first[2]["clip_high"] == first[2]["clip_dual"] == 0
+    assert min(later["clip_low"], later["clip_high"], later["clip_dual"]) > 0
+
+
+# -- the mask ----------------------------------------------------------------------------------------------------------
+
+
+class Spy(Policy):
+    """Keeps the log-probabilities that the loss was made of, with their gradients."""
+
+    def forward(self, chunk, temperature, loss=None):
+        def spied(stats):
+            stats.logp.retain_grad()
+            self.logp = stats.logp
+            return loss(stats)
+
+        return super().forward(chunk, temperature, loss and spied)
+
+
+@pytest.mark.parametrize("case", [Case(), Case(keep="bottom"), Case(updates=3, keep="random")], ids=str)
+def test_tokens_outside_the_mask_have_exactly_no_gradient(case, path):
+    x = experience(2, updates=case.updates, shares=(0.0, 0.0, 1.0))
+    policy = Spy(PolicyConfig(path=path, dtype="float32"))
+    learner = case.learner()
+    lesson = begin(learner, x, case, 2)
+    learner.prepare_update(lesson, 0, policy, None)
+    for visit in lesson.plan.visits_of(0):
+        learner.loss(lesson, visit, policy)[0].backward()
+        chunk = lesson.experience.chunk(lesson.plan.train[visit])
+        kept = lesson.experience.fork_mask[chunk.rows][:, : chunk.answer_mask.shape[1]][chunk.answer_mask]
+        assert 0 < kept.sum() < len(kept)
+        assert torch.equal(policy.logp.grad != 0, kept)
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("scope", ["update", "micro_batch_rank"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_rho_1_is_all_tokens_bit_for_bit(updates, scope, micro_batches, path):
+    # a group with single zeros has rows that only the ranking reads; cut in two they would move other rows
+    x = experience(4, updates=updates, shares=(0.0, 1.0, 0.0) if micro_batches == 1 else (0.0, 0.0, 1.0))
+    policy, results = load(path, "float32"), []
+    for keep in ("top", "bottom", "random", "all"):
+        case = Case(updates=updates, keep=keep, scope=scope, rho=1.0)
+        learner = case.learner()
+        lesson = begin(learner, x, case, micro_batches)
+        results.append(run_update(learner, lesson, 0, policy)[:2])
+    loss, gradients = results.pop()
+    assert any(gradient.any() for gradient in gradients)
+    for same_loss, same_gradients in results:
+        assert same_loss == loss
+        assert all(map(torch.equal, same_gradients, gradients))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(
+    "case",
+    [Case(updates=u, keep=k, scope=s) for u in (1, 3) for k in ("top", "all") for s in CHOICES["scope"]]
+    + [Case(keep="random"), Case(over="answers"), Case(updates=3, entropy_of="current")],
+    ids=str,
+)
+def test_a_rollout_without_any_advantage_has_a_connected_zero_loss(case, micro_batches, path):
+    x = experience(0, updates=case.updates, shares=(1.0, 0.0, 0.0))
+    policy = load(path)
+    learner = case.learner()
+    lesson = begin(learner, x, case, micro_batches)
+    for update in range(case.updates):
+        loss, gradients, sums = run_update(learner, lesson, update, policy)
+        assert loss == 0
+        assert not any(gradient.any() for gradient in gradients)
+        assert sums["tokens"] == 0
+    if case.over == "contributing":
+        assert not lesson.experience.fork_mask.any()
+        assert not lesson.experience.denominator.any()
+
+
+# -- ratios ------------------------------------------------------------------------------------------------------------
+
+
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("context", [contextlib.nullcontext, autocast])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("case", [Case(updates=3), Case(updates=3, keep="all", entropy_of="current")], ids=str)
+def test_first_ratio_is_exactly_1(case, checkpointing, context, micro_batches, path):
+    policy = load(path, "float32", gradient_checkpointing=checkpointing)
+    learner = case.learner(context=context)
+    lesson = begin(learner, experience(3, updates=3, shares=(0.0, 0.5, 0.5)), case, micro_batches)
+    learner.prepare_update(lesson, 0, policy, None)
+    tokens = 0
+    for visit in lesson.plan.visits_of(0):
+        with context():
+            _, sums = learner.loss(lesson, visit, policy)
+        tokens += sums["tokens"]
+        assert sums["ratio_sum"] == sums["tokens"]
+        assert sums["approx_kl_sum"] == 0
+    assert tokens > 0
+
+
+def test_old_log_probs_outside_of_the_precision_context_are_other_ones(path):
+    """The negative control of the test above."""
+    policy, case = load(path, "float32"), Case(updates=3)
+    learner = case.learner()
+    lesson = begin(learner, experience(3, updates=3, shares=(0.0, 0.5, 0.5)), case, 1)
+    learner.prepare_update(lesson, 0, policy, None)
+    with autocast():
+        _, sums = learner.loss(lesson, 0, policy)
+    assert sums["approx_kl_sum"] > 0
+
+
+def test_a_pass_over_watched_rows_leaves_the_gradient_alone_under_autocast(path):
+    """The watched rows run without gradients in the same autocast context, whose cache of weights must not stay."""
+    policy, case = load(path, "float32"), Case(over="answers", rho=1.0, denominator="answer")
+    x = experience(0)
+    watching, alone = case.learner(context=autocast), replace(case, keep="all").learner(context=autocast)
+    gradients = []
+    for learner in (watching, alone):
+        lesson = begin(learner, x, case, 1)
+        with autocast():
+            gradients.append(run_update(learner, lesson, 0, policy)[1])
+    assert all(gradient.any() for gradient in gradients[0])
+    assert all(map(torch.equal, *gradients))
+
+
+# -- ranks -------------------------------------------------------------------------------------------------------------
+
+RANK_CASES = [
+    Case(),
+    Case(over="answers", denominator="answer"),
+    Case(keep="random", kl_coef=0.1),
+    Case(scope="micro_batch_rank"),
+    Case(scope="micro_batch_rank", keep="all", over="answers"),
+    Case(updates=3, dual=1.1),
+    Case(updates=3, entropy_of="current", keep="bottom"),
+    Case(updates=3, entropy_of="current", over="answers", scope="micro_batch_rank", kl_coef=0.1),
+]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("case", RANK_CASES, ids=str)
+def test_two_ranks_are_the_oracle(case, micro_batches, path):
+    x = experience(11, updates=case.updates)
+    owner = torch.tensor([rank for _, rank in update_and_rank(6, case.updates, 2)]).repeat_interleave(3)
+    shares = [(owner == rank).nonzero().flatten() for rank in (0, 1)]
+    old = load(path)
+    reference = moved_reference(path) if case.kl_coef else None
+
+    policies = [load(path), load(path)]
+
+    def train(ranks):
+        policy, seen, results = policies[ranks.rank], [], []
+        policy.register_forward_pre_hook(lambda _, args: seen.append(len(args[0].rows)))
+        learner = case.learner(ranks=ranks)
+        lesson = begin(learner, rows_of(x, shares[ranks.rank]), case, micro_batches)
+        for update in range(case.updates):
+            before = copy.deepcopy(policy)
+            loss, gradients, _ = run_update(learner, lesson, update, policy, reference)
+            gradients = [ranks.reduce(gradient) / 2 for gradient in gradients]
+            results.append((before, sum(ranks.gather(loss)) / 2, gradients))
+            take_step(policy, gradients)
+        return results, lesson, len(seen)
+
+    (results, one, calls), (_, two, as_many) = on_ranks(2, train)
+    assert calls == as_many  # sharded weights are gathered in every forward pass: ranks must run as many
+    mask = torch.zeros_like(x.answer_mask)
+    for lesson, rows in zip((one, two), shares, strict=True):
+        mask[rows, : lesson.experience.answer_mask.shape[1]] = lesson.experience.fork_mask
+    joined = replace(one, experience=replace(x, fork_mask=mask))
+    for update, (policy, loss, gradients) in enumerate(results):
+        visits = one.plan.visits_of(update)
+        sets = [
+            rows[le.plan.looked_at(v)].tolist() for le, rows in zip((one, two), shares, strict=True) for v in visits
+        ]
+        again = partial(case.expected, x, update, policy, old, reference, micro_batches=sets)
+        assert_same(joined, update, loss, gradients, again(), again)
+
+
+def test_a_rank_without_advantages_runs_the_same_passes_and_collectives(path):
+    with_advantages = experience(1, problems=3, shares=(0.0, 0.5, 0.5))
+    without = replace(experience(2, problems=3, shares=(1.0, 0.0, 0.0)), row_key=torch.arange(9) + 9)
+    policies = [load(path), load(path)]
+
+    def train(ranks):
+        learner = Case().learner(ranks=ranks)
+        lesson = begin(learner, (with_advantages, without)[ranks.rank], Case(), 1)
+        loss, gradients, _ = run_update(learner, lesson, 0, policies[ranks.rank])
+        return loss, gradients, lesson.experience
+
+    (loss, gradients, trained), (no_loss, no_gradients, idle) = on_ranks(2, train)
+    assert loss != 0
+    assert any(gradient.any() for gradient in gradients)
+    assert no_loss == 0
+    assert not any(gradient.any() for gradient in no_gradients)
+    assert torch.equal(trained.denominator, idle.denominator)
+    assert torch.equal(trained.threshold, idle.threshold)
+    assert not idle.fork_mask.any()
+
+
+# -- passes ------------------------------------------------------------------------------------------------------------
+
+T, W = "train", "watch"
+PASSES = [
+    # case, A, rows of the pass at the first update, at later updates, and beside the training forward; `all` updates'
+    (Case(updates=3, over="answers"), 2, {"all": (T, W)}, (), ()),
+    (Case(updates=3, over="answers", scope="micro_batch_rank"), 2, {"all": (T, W)}, (), ()),
+    (Case(updates=3, over="answers", entropy_of="current"), 2, {"all": (T,), "own": (W,)}, (T, W), ()),
+    (Case(updates=3, over="answers", entropy_of="current"), 1, {"all": (T,)}, (), (W,)),
+    (Case(updates=3, over="answers", entropy_of="current", scope="micro_batch_rank"), 2, {"all": (T,)}, (), (W,)),
+    (Case(updates=3, keep="random", over="answers"), 2, {"all": (T,)}, (), ()),
+    (Case(updates=3, keep="all", entropy_of="current"), 1, {"all": (T,)}, (), ()),
+    (Case(updates=3), 1, {"all": (T, W)}, (), ()),
+    (Case(over="answers"), 1, {}, (), (W,)),
+    (Case(), 1, {}, (), (W,)),
+    (Case(over="answers", scope="micro_batch_rank"), 4, {}, (), (W,)),
+    (Case(keep="random", over="answers"), 2, {}, (), ()),
+    (Case(keep="all"), 4, {}, (), ()),
+    (Case(keep="all", over="answers", scope="micro_batch_rank"), 2, {}, (), ()),
+    (Case(over="answers"), 2, {"all": (T, W)}, (), ()),
+    (Case(kl_coef=0.1), 2, {"all": (T,)}, (), ()),
+]
+
+
+@pytest.mark.parametrize(("case", "micro_batches", "first", "later", "inside"), PASSES, ids=str)
+def test_no_pass_runs_twice(case, micro_batches, first, later, inside, path):
+    x = experience(8, updates=case.updates, shares=(0.3, 0.4, 0.3))
+    has_gradient = (x.advantages != 0) | bool(case.kl_coef)
+    looked_at = has_gradient | (x.contributing if case.over == "contributing" else True)
+    assert not x.contributing.all()
+    assert (x.contributing & (x.advantages == 0)).any()
+    seen = {True: [], False: []}
+    policy = load(path)
+    policy.register_forward_pre_hook(lambda _, args: seen[torch.is_grad_enabled()].extend(args[0].rows.tolist()))
+    reference = Reference(PolicyConfig(path=path, dtype="float64")) if case.kl_coef else None
+    in_reference = []
+    if reference:
+        reference.policy.register_forward_pre_hook(lambda _, args: in_reference.extend(args[0].rows.tolist()))
+
+    def rows(kinds, update=None):
+        of_update = looked_at if update is None else looked_at & (x.update == update)
+        chosen = (of_update & has_gradient if kind == T else of_update & ~has_gradient for kind in kinds)
+        return sorted(row for which in chosen for row in which.nonzero().flatten().tolist())
+
+    learner = case.learner()
+    lesson = begin(learner, x, case, micro_batches)
+    for update in range(case.updates):
+        seen[False].clear()
+        learner.prepare_update(lesson, update, policy, reference)
+        wanted = rows(first.get("all", ())) + rows(first.get("own", ()), 0) if update == 0 else rows(later, update)
+        assert sorted(seen[False]) == sorted(wanted)
+        assert not seen[True]
+        seen[False].clear()
+        for visit in lesson.plan.visits_of(update):
+            learner.loss(lesson, visit, policy)
+        assert sorted(seen[False]) == rows(inside, update)
+        assert sorted(seen[True]) == rows((T,), update)
+        seen[True].clear()
+    assert sorted(in_reference) == (rows((T,)) if reference else [])
+
+
+@pytest.mark.parametrize("entropy_of", ["old", "current"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_saved_rollout_goes_on_bit_for_bit(entropy_of, micro_batches, path):
+    case = Case(updates=3, entropy_of=entropy_of)
+    learner = case.learner()
+    policy = load(path, "float32")
+    lesson = begin(learner, experience(6, updates=3, shares=(0.0, 0.3, 0.7)), case, micro_batches)
+    take_step(policy, run_update(learner, lesson, 0, policy)[1])
+    saved = {name: tensor.clone() for name, tensor in lesson.experience.state_dict().items()}
+    resumed = begin(learner, Experience(**saved), case, micro_batches)
+    for update in (1, 2):
+        loss, gradients, sums = run_update(learner, lesson, update, policy)
+        same_loss, same_gradients, same_sums = run_update(learner, resumed, update, policy)
+        assert same_loss == loss != 0
+        assert all(map(torch.equal, same_gradients, gradients))
+        assert same_sums == sums
+        take_step(policy, gradients)
+    assert torch.equal(lesson.experience.fork_mask, resumed.experience.fork_mask)

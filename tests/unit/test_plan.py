@@ -1,0 +1,161 @@
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import experience
+
+from forklight.algo.plan import Passes, make_plan, update_and_rank
+from forklight.algo.selection import ForkSelection
+
+specs = st.builds(
+    ForkSelection,
+    keep=st.sampled_from(["top", "bottom", "random", "all"]),
+    scope=st.sampled_from(["update", "micro_batch_rank"]),
+    over=st.sampled_from(["contributing", "answers"]),
+)
+ranked = specs.filter(lambda spec: spec.needs_entropy)
+seeds = st.integers(0, 10**6)
+
+
+def in_visits(parts):
+    return Counter(row for rows in parts for row in rows.tolist())
+
+
+def rows_where(mask):
+    return Counter(mask.nonzero().flatten().tolist())
+
+
+# -- updates and ranks -------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
+def test_every_update_and_rank_gets_an_equal_share(share, updates, ranks):
+    problems = share * updates * ranks
+    places = update_and_rank(problems, updates, ranks)
+    assert set(Counter(places).values()) == {share}
+    assert len(set(places)) == updates * ranks
+    assert [update for update, _ in places] == [i * updates // problems for i in range(problems)]
+    assert places == sorted(places)  # draw order: blocks of updates, in them blocks of ranks
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 40))
+def test_update_does_not_depend_on_the_number_of_ranks(updates, ranks, share):
+    problems = share * updates * ranks
+    alone = [update for update, _ in update_and_rank(problems, updates, 1)]
+    assert [update for update, _ in update_and_rank(problems, updates, ranks)] == alone
+
+
+def test_problems_that_cannot_be_shared_are_an_error_with_the_keys():
+    with pytest.raises(ValueError, match=r"data.prompts_per_rollout = 10 .*data.updates_per_rollout.* 2 \* 3 = 6"):
+        update_and_rank(10, 2, 3)
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(seeds, specs, st.sampled_from([1, 2, 3]), st.integers(1, 6), st.booleans())
+def test_every_row_with_a_gradient_is_trained_exactly_once_in_its_update(seed, spec, updates, micro_batches, kl):
+    x = experience(seed, updates=updates)
+    plan = make_plan(x, spec, updates=updates, micro_batches=micro_batches, kl=kl)
+    assert len(plan.train) == len(plan.watch) == updates * micro_batches
+    assert in_visits(plan.train) == rows_where((x.advantages != 0) | kl)
+    for update in range(updates):
+        for visit in plan.visits_of(update):
+            assert (x.update[plan.looked_at(visit)] == update).all()
+
+
+@settings(deadline=None)
+@given(seeds, specs, st.sampled_from([1, 2, 3]), st.integers(1, 6), st.booleans())
+def test_the_selection_sees_every_row_that_it_ranks(seed, spec, updates, micro_batches, kl):
+    x = experience(seed, updates=updates)
+    plan = make_plan(x, spec, updates=updates, micro_batches=micro_batches, kl=kl)
+    eligible = x.contributing | (spec.over == "answers")
+    looked_at = in_visits(map(plan.looked_at, range(len(plan.train))))
+    assert set(looked_at.values()) <= {1}
+    if spec.needs_entropy or spec.scope == "micro_batch_rank":
+        assert not rows_where(eligible) - looked_at
+    if spec.over == "contributing" and not kl:  # groups without advantage are in no pass at all
+        assert not looked_at - rows_where(x.contributing)
+
+
+@settings(deadline=None)
+@given(seeds, ranked, st.integers(1, 6))
+def test_groups_stay_whole_while_there_are_enough(seed, spec, micro_batches):
+    x = experience(seed)
+    plan = make_plan(x, spec, updates=1, micro_batches=micro_batches)
+    looked_at = [plan.looked_at(visit) for visit in range(micro_batches)]
+    groups = [set(x.group[rows].tolist()) for rows in looked_at]
+    different = set().union(*groups)
+    if len(different) >= micro_batches:
+        assert sum(map(len, groups)) == len(different)
+        assert all(groups)
+    else:
+        assert all(map(len, looked_at)) or sum(map(len, looked_at)) < micro_batches
+
+
+@settings(deadline=None)
+@given(seeds, specs, st.integers(1, 6))
+def test_micro_batches_differ_in_cost_by_no_more_than_one_item(seed, spec, micro_batches):
+    x = experience(seed)
+    plan = make_plan(x, spec, updates=1, micro_batches=micro_batches)
+    cost = x.prompt_length + x.answer_length
+    looked_at = [plan.looked_at(visit) for visit in range(micro_batches)]
+    groups = x.group[torch.cat(looked_at)]
+    whole = len(groups.unique()) >= micro_batches
+    weights = [cost[torch.cat(looked_at)][groups == g].sum() for g in groups.unique()] if whole else cost
+    loads = torch.stack([cost[rows].sum() for rows in looked_at])
+    assert loads.max() - loads.min() <= max(weights, default=0)
+
+
+@settings(deadline=None)
+@given(seeds, specs, st.integers(1, 4))
+def test_rows_of_a_visit_are_in_draw_order_and_the_plan_is_a_function_of_the_experience(seed, spec, micro_batches):
+    x = experience(seed, updates=3)
+    plan = make_plan(x, spec, updates=3, micro_batches=micro_batches)
+    again = make_plan(x, spec, updates=3, micro_batches=micro_batches)
+    for visit in range(3 * micro_batches):
+        assert torch.equal(plan.train[visit], again.train[visit])
+        for rows in (plan.train[visit], plan.watch[visit], plan.looked_at(visit)):
+            assert rows.tolist() == sorted(rows.tolist())
+
+
+def test_more_micro_batches_than_sequences_are_an_error_with_the_key():
+    x = experience(0, problems=2, answers=3, updates=2)
+    with pytest.raises(ValueError, match=r"trainer.accumulate_grad_batches = 4 .* 3 sequences"):
+        make_plan(x, ForkSelection(), updates=2, micro_batches=4)
+    assert len(make_plan(x, ForkSelection(), updates=2, micro_batches=3).train) == 6
+
+
+# -- passes ------------------------------------------------------------------------------------------------------------
+
+PASSES = [
+    # K, A, selection, (statistics, entropy_each_update, select_in_forward, fold_old)
+    (3, 1, {}, (True, False, False, False)),
+    (3, 2, {}, (True, False, False, False)),
+    (3, 1, {"entropy_of": "current"}, (True, False, True, False)),
+    (3, 2, {"entropy_of": "current"}, (True, True, False, False)),
+    (3, 2, {"entropy_of": "current", "scope": "micro_batch_rank"}, (True, False, True, False)),
+    (3, 2, {"scope": "micro_batch_rank"}, (True, False, False, False)),
+    (3, 2, {"keep": "random", "entropy_of": "current"}, (True, False, False, False)),
+    (3, 1, {"keep": "all"}, (True, False, False, False)),
+    (1, 1, {}, (False, False, True, True)),
+    (1, 1, {"keep": "bottom", "entropy_of": "current"}, (False, False, True, True)),
+    (1, 4, {"scope": "micro_batch_rank"}, (False, False, True, True)),
+    (1, 4, {"scope": "micro_batch_rank", "denominator": "answer"}, (False, False, True, True)),
+    (1, 1, {"keep": "random"}, (False, False, False, True)),
+    (1, 4, {"keep": "all"}, (False, False, False, True)),
+    (1, 2, {}, (True, False, False, True)),
+    (1, 2, {"over": "answers", "entropy_of": "current"}, (True, False, False, True)),
+]
+
+
+@pytest.mark.parametrize(("updates", "micro_batches", "choices", "expected"), PASSES)
+def test_passes_of_every_row_of_the_table(updates, micro_batches, choices, expected):
+    passes = Passes.of(ForkSelection(**choices), updates=updates, micro_batches=micro_batches)
+    assert passes == Passes(*expected)
+    said = passes.describe()
+    assert ("statistics pass" in said, "before each later update" in said, "selection inside" in said) == expected[:3]
+    assert said.startswith("sampling")
