@@ -4,7 +4,6 @@ No packing, no micro-batches, no ranks, no dropped sequences, one autograd graph
 the same loss and the same gradients in float64.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor
@@ -49,11 +48,10 @@ def expected_update(
     temperature: float = 1.0,
     noise_seed: int = 0,
     micro_batches: Sequence[Sequence[int]] | None = None,
-    mask: Tensor | None = None,
 ) -> Expected:
-    """Loss, mask and gradients of one update.
+    """Loss, mask and gradients of one update; tokens of a group that follow the same tokens have one entropy.
 
-    `micro_batches` are the sets of `scope: micro_batch_rank`, all ranks; a `mask` takes the place of the selection's.
+    `micro_batches` are the sets of `scope: micro_batch_rank`, all ranks.
     """
     rows = (x.update == update).nonzero().flatten().tolist()
     now = {row: tokens_of(model, x, row, temperature) for row in rows}
@@ -67,13 +65,11 @@ def expected_update(
     for members in [rows] if spec.scope == "update" else micro_batches or ():
         counted = [row for row in members if spec.over == "answers" or x.contributing[row]]
         tokens = [(row, t) for row in counted for t in range(int(x.answer_length[row]))]
-        tokens.sort(key=_order(x, entropy, spec, noise_seed))
+        tokens.sort(key=_order(x, _shared(x, entropy, tokens), spec, noise_seed))
         share = 1.0 if spec.keep == "all" else spec.rho
         kept += tokens[: max(1, floor(share * len(tokens) + 0.9999)) if share < 1 else len(tokens)]
         eligible += len(tokens)
 
-    if mask is not None:
-        kept = [(row, t) for row, t in mask.nonzero().tolist() if row in rows]
     policy_loss = kl = sum(now[row][0].sum() * 0 for row in rows)
     for row, t in kept:
         advantage = x.advantages[row]
@@ -100,14 +96,21 @@ def expected_update(
     )
 
 
-def contexts(x: Experience, mask: Tensor) -> Counter[tuple[int, ...]]:
-    """The kept tokens, each named by the tokens before it: equal for masks that differ in how equal tokens tie."""
-    where = [(row, int(x.prompt_length[row]) + t) for row, t in mask.nonzero().tolist()]
-    return Counter(tuple(x.input_ids[row, :end].tolist()) for row, end in where)
+def _shared(
+    x: Experience, entropy: dict[int, Tensor], tokens: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], float]:
+    """The entropy of each token: that of the first one behind the same tokens of the same group."""
+    first: dict[tuple[int, ...], float] = {}
+    shared = {}
+    for row, t in tokens:
+        start = int(x.prompt_length[row])
+        context = (int(x.group[row]), *x.input_ids[row, start : start + t].tolist())
+        shared[row, t] = first.setdefault(context, float(entropy[row][t]))
+    return shared
 
 
 def _order(
-    x: Experience, entropy: dict[int, Tensor], spec: ForkSelection, noise_seed: int
+    x: Experience, entropy: dict[tuple[int, int], float], spec: ForkSelection, noise_seed: int
 ) -> Callable[[tuple[int, int]], tuple[float, int, int]]:
     """Sort key: the first tokens are kept; ties go to the smallest (row_key, position)."""
 
@@ -116,7 +119,7 @@ def _order(
         row_key = int(x.row_key[row])
         if spec.keep == "random":
             return -int(hash_bits(noise_seed, row_key, t)), row_key, t
-        score = 0.0 if spec.keep == "all" else float(entropy[row][t])
+        score = 0.0 if spec.keep == "all" else entropy[row, t]
         return (-score if spec.keep == "top" else score), row_key, t
 
     return key

@@ -21,7 +21,7 @@ def model(tmp_path_factory):
 def local(path, limit):
     """A set of problems in a file, as configs/README.md describes: what the recipe says of the hub is taken back."""
     fields = {"path": str(path), "prompt_field": "problem", "answer_field": "answer", "limit": limit}
-    fields |= dict.fromkeys(("answer_pattern", "split", "subset", "revision"))
+    fields |= {"answer_pattern": "", **dict.fromkeys(("split", "subset", "revision"))}
     return {"class_path": "forklight.data.problems.ProblemFile", "init_args": fields}
 
 
