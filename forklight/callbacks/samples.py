@@ -6,7 +6,7 @@ from forklight.algo.types import Experience
 
 
 def marked_answers(experience: Experience, tokenizer: PreTrainedTokenizerBase, count: int) -> str:
-    """The first answers of the first problems in Markdown: forking tokens in bold.
+    """The first answers of some problems in Markdown, forking tokens in bold; groups that contribute come first.
 
     Args:
         experience: with `fork_mask`.
@@ -18,7 +18,7 @@ def marked_answers(experience: Experience, tokenizer: PreTrainedTokenizerBase, c
     groups = x.group.tolist()
     first_rows = [row for row in range(len(groups)) if row == 0 or groups[row] != groups[row - 1]]
     parts = []
-    for row in first_rows[:count]:
+    for row in sorted(first_rows, key=lambda row: not x.contributing[row])[:count]:
         start, length = int(x.prompt_length[row]), int(x.answer_length[row])
         ids = x.input_ids[row].tolist()
         answer = [

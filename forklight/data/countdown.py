@@ -1,6 +1,6 @@
 """Countdown: reach a target from a few whole numbers with + - * /, every number used exactly once.
 
-A problem reads ``reach 62 from 3, 9, 14`` and a worked answer ``9*7=63;63-1=62``: one step after the other, each with
+A problem reads ``reach 47 from 8, 8, 17`` and a worked answer ``8*8=64;64-17=47``: one step after the other, each with
 its result, the last result being the target. Every result is a whole number from 0 to 999 and divisions are exact.
 
 Problem *i* of a split is a pure function of (task, split, seed, i), so a run can stop, resume or shard anywhere. A
