@@ -5,6 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadlines: a busy machine is no failure. In CI the examples are the same every time.
+settings.register_profile("forklight", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("forklight")
 
 
 @pytest.fixture(scope="session")
