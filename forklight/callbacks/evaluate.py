@@ -130,9 +130,9 @@ class MathEval(Callback):
 
 
 def score_table(evaluations: Sequence[tuple[int, dict[str, dict[str, float]]]]) -> Table:
-    """Scores by set and number of updates: shares in per cent, avg@n with its standard error, lengths in tokens."""
+    """Scores by set and updates: shares in per cent, avg@n with its standard error; `cut` is the truncated share."""
     table = Table()
-    for heading in ("set", "updates", "n", "avg@n", "maj@n", "pass@n", "truncated", "length"):
+    for heading in ("set", "updates", "n", "avg@n", "maj@n", "pass@n", "cut", "length"):
         table.add_column(heading, justify="left" if heading == "set" else "right", no_wrap=True)
     for name in dict.fromkeys(name for _, scores in evaluations for name in scores):
         for step, scores in evaluations:
