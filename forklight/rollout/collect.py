@@ -123,7 +123,7 @@ class Collector:
         for _ in range(self.spec.max_rounds):
             if drawn:
                 # As many as the share kept so far promises; the same number on all ranks.
-                more = min(wanted, _ceil((wanted - len(kept)) * drawn, max(len(kept), 1)))
+                more = min(wanted, -(-(wanted - len(kept)) * drawn // max(len(kept), 1)))  # rounded up
                 problems = batch.stream.draw(more)
             groups = self._answer_on_all_ranks(problems, drawn, batch)
             drawn += len(problems)
@@ -184,10 +184,6 @@ class Collector:
             group=torch.tensor([groups[i].draw for i, _ in rows]),
             row_key=torch.tensor([groups[i].draw * batch.answers + completion.index for i, completion in rows]),
         )
-
-
-def _ceil(value: int, divisor: int) -> int:
-    return -(-value // divisor)
 
 
 def _metrics(groups: list[Group], rewards: Tensor, advantages: Tensor) -> dict[str, float]:
