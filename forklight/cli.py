@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
 from forklight.callbacks.checkpoint import AtomicCheckpointIO, RngState, RunCheckpoint
+from forklight.callbacks.dump import DiagnosticDump
 from forklight.callbacks.evaluate import MathEval
 from forklight.callbacks.export import PolicyExport
 from forklight.callbacks.fork_monitor import ForkMonitor
@@ -25,6 +26,7 @@ from forklight.callbacks.guards import Guards, check_fit
 from forklight.callbacks.progress import RunProgress
 from forklight.callbacks.startup import StartupTable
 from forklight.data.datamodule import MathDataModule
+from forklight.presets import MODE, add_parser_mode, expand_arguments
 from forklight.run_folder import RunFolder
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -95,7 +97,7 @@ class ForkCLI(LightningCLI):
             )
         kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
         kwargs["default_root_dir"] = str(output)
-        forced = [Guards(), RngState(), StartupTable(), PolicyExport(output)]
+        forced = [Guards(), RngState(), StartupTable(), PolicyExport(output), DiagnosticDump()]
         if config.enable_progress_bar is not False:
             forced.append(RunProgress())
         self.trainer_defaults["callbacks"] = forced
@@ -157,9 +159,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     _quieten()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the text under a field is its --help
+    add_parser_mode()
     arguments = list(sys.argv[1:] if args is None else args)
     try:
-        _run(arguments)
+        _run(expand_arguments(arguments))
     except (ValueError, OSError, MisconfigurationException, ArgumentError) as error:
         if os.environ.get("FORKLIGHT_TRACEBACK"):
             raise
@@ -168,7 +171,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def innermost(message: str) -> str:
-    """The reason inside jsonargparse's report on a value that fits no type of a union, on one line.
+    """The reason inside jsonargparse's report on a value of a key, on one line.
 
     Every component of a config may also be null, so a mistake inside one is reported as a failure of all alternatives,
     level by level. What is left is the way of keys and classes down to the mistake, and the mistake.
@@ -176,7 +179,7 @@ def innermost(message: str) -> str:
     Args:
         message: of an error; returned as it is if it is no such report.
     """
-    if "Union subtypes" not in message:
+    if "Union subtypes" not in message and not message.startswith("Parser key "):
         return message
     lines = [line.strip() for line in message.splitlines()]
     kept = [line.removeprefix("- ") for line in lines if line and not _WRAPPING.match(line)]
@@ -192,7 +195,7 @@ def _run(arguments: list[str]) -> ForkCLI:
         seed_everything_default=42,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={"description": "RLVR on forking tokens."},
+        parser_kwargs={"description": "RLVR on forking tokens.", "parser_mode": MODE},
         args=arguments,
     )
 

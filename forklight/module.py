@@ -3,15 +3,20 @@
 import os
 import time
 from collections import defaultdict
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from forklight.algo.losses import ClipRange
+from forklight.algo.advantages import Advantage, AdvantageName
+from forklight.algo.correction import Correction
+from forklight.algo.kl import KLTerm
+from forklight.algo.objectives import Dapo, Objective
 from forklight.algo.selection import ForkSelection
+from forklight.algo.terms import Loss
 from forklight.algo.types import Experience
 from forklight.data.visits import EvalBatch, PromptBatch
 from forklight.models.policy import Policy, PolicyConfig, eos_ids, load_settings, load_tokenizer
@@ -34,10 +39,14 @@ class ForkGRPOModule(LightningModule):
         policy: the model that is trained.
         rollout: how answers are sampled and filtered.
         sampler: the engine that samples; `HFSampler` (in process) if not given.
-        selection: which tokens carry gradient.
-        clip: the range of the probability ratio.
-        kl_coef: weight of the KL term to the policy before training; at 0 no reference model is loaded.
-        advantage_scale: divide a group's centred rewards by their standard deviation (GRPO), or by nothing (Dr. GRPO).
+        selection: which tokens carry gradient; `preset` stands for all keys at once: forklight, paper, paper-code, trl,
+            all-tokens, random-20 or bottom-80; keys beside or after it override it.
+        objective: the policy's loss; `Dapo` if not given.
+        advantage: how rewards become advantages: `grpo`, `dr_grpo` (no standard deviation), `batch_std`, `rloo`,
+            `reinforce_pp`, `reinforce_pp_baseline`, or a `class_path` of your own.
+        kl: the KL to a reference model, which is loaded only if the coefficient is above 0.
+        entropy_coef: weight of the entropy bonus.
+        correction: importance weights against a mismatch of sampler and trainer.
         optimizer: made for the policy's parameters.
         lr_scheduler: stepped after every update; constant if not given.
     """
@@ -48,22 +57,20 @@ class ForkGRPOModule(LightningModule):
         rollout: RolloutSpec = RolloutSpec(),  # noqa: B008
         sampler: Sampler | None = None,
         selection: ForkSelection = ForkSelection(),  # noqa: B008
-        clip: ClipRange = ClipRange(),  # noqa: B008
-        kl_coef: float = 0.0,
-        advantage_scale: Literal["std", "none"] = "std",
+        objective: Objective | None = None,
+        advantage: AdvantageName | Advantage = "grpo",
+        kl: KLTerm = KLTerm(),  # noqa: B008
+        entropy_coef: float = 0.0,
+        correction: Correction = Correction(),  # noqa: B008
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        if kl_coef < 0:
-            raise ValueError(f"model.kl_coef = {kl_coef} must not be negative")
+        self.loss = Loss(selection, objective or Dapo(), kl, entropy_coef, correction)
         self.policy_config = policy
         self.rollout_spec = rollout
         self.sampler = sampler or HFSampler()
-        self.selection = selection
-        self.clip = clip
-        self.kl_coef = kl_coef
-        self.advantage_scale = advantage_scale
+        self.advantage = advantage
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         load_settings(policy)  # a model that cannot be trained is refused before anything is written
@@ -78,6 +85,7 @@ class ForkGRPOModule(LightningModule):
         """Wall time by part since the start; callbacks read differences."""
         self._position = (0, 0)  # rollout and number of its visits that are done
         self._resumed: Experience | None = None
+        self._uids: dict[int, str] = {}
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -85,7 +93,7 @@ class ForkGRPOModule(LightningModule):
         """Loads the policy, and the reference if a KL term needs one; wires the rest to the run's seed and ranks."""
         if not hasattr(self, "policy"):
             self.policy = Policy(self.policy_config)
-            self._reference = [Reference(self.policy_config)] if self.kl_coef > 0 else []
+            self._reference = [Reference(self.policy_config)] if self.loss.needs_reference else []
         seed = int(os.environ.get("PL_GLOBAL_SEED", "42"))
         self.answerer = Answerer(
             self.sampler,
@@ -94,12 +102,11 @@ class ForkGRPOModule(LightningModule):
             seed=seed,
             max_positions=getattr(self.policy.model.config, "max_position_embeddings", None),
         )
-        self.collector = Collector(self.answerer, self.rollout_spec, self.advantage_scale, self.ranks)
+        self.collector = Collector(self.answerer, self.rollout_spec, self.advantage, self.ranks)
         self.learner = Learner(
-            self.selection,
-            self.clip,
-            kl_coef=self.kl_coef,
+            self.loss,
             temperature=self.rollout_spec.temperature,
+            length_limit=self.rollout_spec.max_new_tokens,
             seed=seed,
             ranks=self.ranks,
             context=self.trainer.precision_plugin.forward_context,
@@ -130,9 +137,11 @@ class ForkGRPOModule(LightningModule):
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """Visit 0 collects experience; the first visit of every update prepares it."""
         if batch.visit == 0:
+            self._refresh_reference(batch.rollout)
             with self.trainer.precision_plugin.forward_context():
                 self.sampler.sync(self.policy)
-                self.rollout = self.collector.collect(batch)
+                self.rollout = self.collector.collect(batch, self._penalty(batch))
+            self._uids = self.collector.uids
             self._begin(self.rollout.experience, batch)
         elif self._resumed is not None:
             self._begin(self._resumed, batch)
@@ -187,7 +196,31 @@ class ForkGRPOModule(LightningModule):
             rollout=batch.rollout,
             updates=batch.updates,
             micro_batches=batch.micro_batches,
+            uids=self._uids,
         )
+
+    def _penalty(self, batch: PromptBatch) -> Callable[[Experience], Tensor] | None:
+        """What the KL takes from the rewards, if that is its place."""
+        reference = self.reference
+        if reference is None or self.loss.kl.coef == 0 or self.loss.kl.placement != "reward":
+            return None
+        visits = batch.updates * batch.micro_batches
+
+        @torch.no_grad()
+        def penalty(experience: Experience) -> Tensor:
+            x = experience.to(self.device)
+            taken = self.learner.statistics.penalty(
+                x, self.policy, reference, rollout=batch.rollout, uids=self.collector.uids, passes=visits
+            )
+            return taken.to(experience.rewards.device)
+
+        return penalty
+
+    def _refresh_reference(self, rollout: int) -> None:
+        """Every so many rollouts the policy becomes its own reference."""
+        every = self.loss.kl.refresh_every_rollouts
+        if self.reference is not None and every and rollout and rollout % every == 0:
+            self.reference.copy_from(self.policy)
 
     @property
     def _lesson(self) -> Lesson:
@@ -227,7 +260,14 @@ class ForkGRPOModule(LightningModule):
         """Inside a rollout its tensors, of all ranks, go into the checkpoint; at its end there is nothing to keep."""
         rollout, visit = self._position
         state = self._lesson.experience.state_dict() if visit else {}
-        checkpoint["forklight"] = {"rollout": rollout, "visit": visit, "experience": self.ranks.gather(state)}
+        checkpoint["forklight"] = {
+            "rollout": rollout,
+            "visit": visit,
+            "experience": self.ranks.gather(state),
+            "uids": self._uids if visit else {},
+        }
+        if self.reference is not None and self.loss.kl.refresh_every_rollouts:
+            checkpoint["forklight"]["reference"] = self.reference.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes this rank's part of a rollout in progress."""
@@ -240,3 +280,6 @@ class ForkGRPOModule(LightningModule):
             )
         if saved["visit"]:
             self._resumed = Experience(**saved["experience"][self.ranks.rank])
+            self._uids = saved["uids"]
+        if "reference" in saved and self.reference is not None:
+            self.reference.load_state_dict(saved["reference"])

@@ -1,7 +1,8 @@
 """The values every part of forklight passes on. Free of torch: the verifier's worker processes import it too."""
 
 import hashlib
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["right", "wrong", "unjudged"]
@@ -46,6 +47,9 @@ class Completion:
     """The decoded answer, without special tokens."""
     truncated: bool
     """True if the length limit came before an EOS."""
+    logp: "array[float] | None" = field(default=None, repr=False, compare=False)
+    """Log-probability of each token, as the sampler drew it; None if it did not tell. Its last digits depend on the
+    sampler's batch, so two answers of the same tokens are equal whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,19 @@ the same loss and the same gradients in float64.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import floor
+from dataclasses import dataclass, field
+from math import floor, fsum
 
 import torch
 from torch import Tensor, nn
 
-from forklight.algo.losses import ClipRange
-from forklight.algo.noise import hash_bits
-from forklight.algo.selection import ForkSelection
+from forklight.algo.noise import hash_bits, hash_uniform
+from forklight.algo.objectives import Cispo, Dapo, DrGrpo, Grpo, Objective
+from forklight.algo.terms import Loss
 from forklight.algo.types import Experience
+
+Token = tuple[int, int]
+"""Row and place in the answer."""
 
 
 @dataclass(frozen=True)
@@ -24,102 +27,195 @@ class Expected:
     loss: Tensor  # []
     mask: Tensor  # bool [S,T] of the whole rollout, False outside of the update
     gradients: tuple[Tensor, ...]  # one per parameter of the model
-    threshold: float  # entropy of the last token kept, of the last set
 
 
-def tokens_of(model: nn.Module, x: Experience, row: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of each answer token of one sequence."""
-    start, end = int(x.prompt_length[row]), int(x.prompt_length[row] + x.answer_length[row])
-    logits = model(input_ids=x.input_ids[row : row + 1, :end]).logits[0, start - 1 : end - 1]
-    log_p = (logits / temperature).log_softmax(-1)
-    return log_p[range(end - start), x.input_ids[row, start:end]], -(log_p.exp() * log_p).sum(-1)
+@dataclass
+class Stats:
+    """Of every answer token of some sequences, by row: log-probability, entropy at the selection's temperature."""
+
+    logp: dict[int, Tensor] = field(default_factory=dict)
+    entropy: dict[int, Tensor] = field(default_factory=dict)
+
+
+def stats_of(model: nn.Module, x: Experience, rows: Sequence[int], temperature: float, entropy_at: float) -> Stats:
+    """Each sequence alone through the whole model."""
+    stats = Stats()
+    for row in rows:
+        start, end = int(x.prompt_length[row]), int(x.prompt_length[row] + x.answer_length[row])
+        logits = model(input_ids=x.input_ids[row : row + 1, :end]).logits[0, start - 1 : end - 1]
+        stats.logp[row] = (logits / temperature).log_softmax(-1)[range(end - start), x.input_ids[row, start:end]]
+        log_p = (logits / entropy_at).log_softmax(-1)
+        stats.entropy[row] = -(log_p.exp() * log_p).sum(-1)
+    return stats
 
 
 def expected_update(
     x: Experience,
     update: int,
-    spec: ForkSelection,
-    clip: ClipRange,
+    settings: Loss,
     *,
     model: nn.Module,
     old_model: nn.Module,
     reference: nn.Module | None = None,
-    kl_coef: float = 0.0,
     temperature: float = 1.0,
     noise_seed: int = 0,
-    micro_batches: Sequence[Sequence[int]] | None = None,
+    length_limit: int = 8,
+    sets: Sequence[Sequence[int]] = (),
+    visits: Sequence[Sequence[int]] = (),
 ) -> Expected:
     """Loss, mask and gradients of one update; tokens of a group that follow the same tokens have one entropy.
 
-    `micro_batches` are the sets of `scope: micro_batch_rank`, all ranks.
+    `sets` are the rows ranked together for the scopes `micro_batch` and `micro_batch_rank`, `visits` those of every
+    micro-batch of every rank.
     """
+    spec = settings.selection
     rows = (x.update == update).nonzero().flatten().tolist()
-    now = {row: tokens_of(model, x, row, temperature) for row in rows}
+    everything = range(len(x.update))
+    at = temperature if spec.temperature == "sampling" else spec.temperature
+    now = stats_of(model, x, rows, temperature, at)
     with torch.no_grad():
-        old = {row: tokens_of(old_model, x, row, temperature) for row in rows}
-        ref = {row: tokens_of(reference, x, row, temperature)[0] for row in rows} if reference else {}
-    entropy = {row: (old if spec.entropy_of == "old" else now)[row][1].detach() for row in rows}
+        old = stats_of(old_model, x, everything, temperature, at)
+        ref = stats_of(reference, x, rows, temperature, at).logp if reference else {}
+    by = now if spec.entropy_of == "current" and spec.scope != "rollout" else old
 
-    kept: list[tuple[int, int]] = []
-    eligible = 0
-    for members in [rows] if spec.scope == "update" else micro_batches or ():
-        counted = [row for row in members if spec.over == "answers" or x.contributing[row]]
-        tokens = [(row, t) for row in counted for t in range(int(x.answer_length[row]))]
-        tokens.sort(key=_order(x, _shared(x, entropy, tokens), spec, noise_seed))
-        share = 1.0 if spec.keep == "all" else spec.rho
-        kept += tokens[: max(1, floor(share * len(tokens) + 0.9999)) if share < 1 else len(tokens)]
-        eligible += len(tokens)
+    allowed = {r for r in everything if spec.over == "answers" or x.contributing[r]}
+    allowed -= set() if spec.truncated else {r for r in everything if x.truncated[r]}
+    ranked_together = {"update": [rows], "rollout": [everything], "sequence": [[r] for r in rows]}
+    kept: set[Token] = set()
+    for members in ranked_together.get(spec.scope, sets):
+        tokens = [(r, t) for r in members if r in allowed for t in range(int(x.answer_length[r]))]
+        kept |= chosen(x, tokens, scores_of(x, tokens, by, settings, noise_seed), settings)
+    kept = {token for token in kept if token[0] in rows}
 
-    policy_loss = kl = sum(now[row][0].sum() * 0 for row in rows)
-    for row, t in kept:
-        advantage = x.advantages[row]
-        ratio = (now[row][0][t] - old[row][0][t]).exp()
-        bounded = ratio.clamp(max=1 + clip.high) if advantage > 0 else ratio.clamp(min=1 - clip.low)
-        if clip.dual is not None and advantage < 0:
-            bounded = bounded.clamp(max=clip.dual)
-        policy_loss = policy_loss - advantage * bounded
-    for row in ref:
-        difference = ref[row] - now[row][0]
-        kl = kl + (difference.exp() - difference - 1).sum()
-    divisor = len(kept) if spec.denominator == "selected" else eligible
-    loss = policy_loss / max(divisor, 1) + kl_coef * kl / int(x.answer_length[rows].sum())
+    eligible = {(r, t) for r in rows if r in allowed for t in range(int(x.answer_length[r]))}
+    mean = Mean(x, settings, rows, allowed, kept, eligible, visits, length_limit)
+    zero = sum(now.logp[r].sum() * 0 for r in rows)
+    loss = zero + mean(policy_values(settings.objective, x, now.logp, old.logp, kept), masked=True)
+    if settings.kl_in_loss:
+        masked = "kl" in spec.terms
+        over = kept if masked else everywhere(x, rows)
+        gaps = {(r, t): ref[r][t] - now.logp[r][t] for r, t in over}
+        loss = loss + settings.kl.coef * mean({k: d.exp() - d - 1 for k, d in gaps.items()}, masked=masked)
+    if settings.entropy_coef:
+        masked = "entropy" in spec.terms
+        over = kept if masked else everywhere(x, rows)
+        loss = loss - settings.entropy_coef * mean({(r, t): now.entropy[r][t] for r, t in over}, masked=masked)
 
     mask = torch.zeros_like(x.answer_mask)
     for token in kept:
         mask[token] = True
-    last = kept[-1] if kept and spec.needs_entropy else None
-    return Expected(
-        loss=loss.detach(),
-        mask=mask,
-        gradients=torch.autograd.grad(loss, list(model.parameters())),
-        threshold=float(entropy[last[0]][last[1]]) if last else torch.nan,
-    )
+    return Expected(loss.detach(), mask, torch.autograd.grad(loss, list(model.parameters())))
 
 
-def _shared(
-    x: Experience, entropy: dict[int, Tensor], tokens: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], float]:
-    """The entropy of each token: that of the first one behind the same tokens of the same group."""
+def everywhere(x: Experience, rows: Sequence[int]) -> set[Token]:
+    """All answer tokens of some rows."""
+    return {(r, t) for r in rows for t in range(int(x.answer_length[r]))}
+
+
+def scores_of(x: Experience, tokens: Sequence[Token], by: Stats, settings: Loss, noise_seed: int) -> dict[Token, float]:
+    """What the tokens are ranked by: the largest are kept."""
+    spec = settings.selection
+    entropy = shared(x, tokens, lambda r, t: by.entropy[r][t].item(), inclusive=False)
+    logp = shared(x, tokens, lambda r, t: by.logp[r][t].item(), inclusive=True)
+    if spec.keep in ("top", "band"):
+        return entropy
+    if spec.keep == "bottom":
+        return {token: -value for token, value in entropy.items()}
+    if spec.keep == "low_probability":
+        return {token: -value for token, value in logp.items()}
+    if spec.keep == "covariance":
+        advantage = {(r, t): float(x.advantages[r]) for r, t in tokens}
+        means = [fsum(values.values()) / max(1, len(tokens)) for values in (advantage, logp)]
+        alike = len(set(advantage.values())) < 2  # the mean of equal numbers may round away from them
+        return {k: 0.0 if alike else (advantage[k] - means[0]) * (logp[k] - means[1]) for k in tokens}
+    noise = hash_uniform if spec.rule == "threshold" else hash_bits
+    return {(r, t): noise(noise_seed, int(x.row_key[r]), t).item() for r, t in tokens}
+
+
+def shared(x: Experience, tokens: Sequence[Token], value: Callable[[int, int], float], *, inclusive: bool) -> dict:
+    """The value of each token: that of the first one behind the same tokens of the same group."""
     first: dict[tuple[int, ...], float] = {}
-    shared = {}
-    for row, t in tokens:
-        start = int(x.prompt_length[row])
-        context = (int(x.group[row]), *x.input_ids[row, start : start + t].tolist())
-        shared[row, t] = first.setdefault(context, float(entropy[row][t]))
-    return shared
+    found = {}
+    for r, t in tokens:
+        start = int(x.prompt_length[r])
+        context = (int(x.group[r]), *x.input_ids[r, start : start + t + inclusive].tolist())
+        found[r, t] = first.setdefault(context, value(r, t))
+    return found
 
 
-def _order(
-    x: Experience, entropy: dict[tuple[int, int], float], spec: ForkSelection, noise_seed: int
-) -> Callable[[tuple[int, int]], tuple[float, int, int]]:
-    """Sort key: the first tokens are kept; ties go to the smallest (row_key, position)."""
+def chosen(x: Experience, tokens: Sequence[Token], score: dict[Token, float], settings: Loss) -> set[Token]:
+    """The tokens of one set that are kept, by sorting all of them; ties go to the smallest (row_key, position)."""
+    spec, n = settings.selection, len(tokens)
+    if spec.keep == "all" or n == 0:
+        return set(tokens)
+    order = sorted(tokens, key=lambda token: (-score[token], int(x.row_key[token[0]]), token[1]))
+    if spec.rule == "count":
+        k = max(1, floor(spec.rho * n + 0.9999))
+        skipped = (n - k) // 2 if spec.keep == "band" else 0
+        return set(order[skipped : skipped + k])
 
-    def key(token: tuple[int, int]) -> tuple[float, int, int]:
-        row, t = token
-        row_key = int(x.row_key[row])
-        if spec.keep == "random":
-            return -int(hash_bits(noise_seed, row_key, t)), row_key, t
-        score = 0.0 if spec.keep == "all" else entropy[row, t]
-        return (-score if spec.keep == "top" else score), row_key, t
+    def quantile(q: float) -> float:
+        ascending, place = [score[token] for token in reversed(order)], q * (n - 1)
+        low = floor(place)
+        high = min(low + 1, n - 1)
+        below, above, weight = torch.tensor([ascending[low], ascending[high], place - low], dtype=torch.float64)
+        return below.lerp(above, weight).item()
 
-    return key
+    if spec.keep == "band":
+        low, high = quantile((1 - spec.rho) / 2), quantile((1 + spec.rho) / 2)
+        return {token for token in tokens if low <= score[token] <= high}
+    return {token for token in tokens if score[token] >= quantile(1 - spec.rho)}
+
+
+def policy_values(
+    objective: Objective, x: Experience, logp: dict[int, Tensor], old: dict[int, Tensor], kept: set[Token]
+) -> dict[Token, Tensor]:
+    """The policy loss of every kept token, as the papers write it."""
+    values = {}
+    for r, t in kept:
+        advantage, ratio = x.advantages[r], (logp[r][t] - old[r][t]).exp()
+        if isinstance(objective, Cispo):
+            weight = ratio.detach().clamp(1 - objective.weight_clip.low, 1 + objective.weight_clip.high)
+            values[r, t] = -weight * advantage * logp[r][t]
+            continue
+        assert isinstance(objective, Dapo | Grpo | DrGrpo)
+        clip = objective.clip
+        bounded = ratio.clamp(max=1 + clip.high) if advantage > 0 else ratio.clamp(min=1 - clip.low)
+        if clip.dual is not None and advantage < 0:
+            bounded = bounded.clamp(max=clip.dual)
+        values[r, t] = -advantage * bounded
+    return values
+
+
+@dataclass
+class Mean:
+    """How token values become one number: the objective's mean over tokens, over sequences, or by a constant."""
+
+    x: Experience
+    settings: Loss
+    rows: Sequence[int]
+    allowed: set[int]
+    kept: set[Token]
+    eligible: set[Token]
+    visits: Sequence[Sequence[int]]
+    length_limit: int
+
+    def __call__(self, values: dict[Token, Tensor], *, masked: bool) -> Tensor:
+        kind, divisor = self.settings.objective.aggregate, self.settings.selection.denominator
+        counted = everywhere(self.x, self.rows)
+        if masked:
+            counted = self.kept if divisor != "answer" else self.eligible
+        sequences = [r for r in self.rows if r in self.allowed or not masked]
+        if kind == "constant":
+            return sum(values.values()) / max(1, len(sequences) * self.length_limit)
+        if kind == "sequence":
+            of_row = [r for r, _ in counted]
+            return sum(value / of_row.count(r) for (r, _), value in values.items()) / max(1, len(sequences))
+        if masked and divisor == "micro_batch":
+            total = 0.0
+            for visit in self.visits:
+                share = sum(r in self.allowed for r in visit) / max(1, len(sequences))
+                inside = [value for (r, _), value in values.items() if r in visit]
+                total = total + share * sum(inside) / max(1, sum(r in visit for r, _ in self.kept))
+            return total
+        return sum(values.values()) / max(1, len(counted))

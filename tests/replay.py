@@ -6,7 +6,7 @@ from pathlib import Path
 
 from forklight.models.policy import Policy
 from forklight.rollout.hf import HFSampler
-from forklight.rollout.sampler import Decoding
+from forklight.rollout.sampler import Decoding, Sampled
 from forklight.types import Verdict
 
 ROLLOUTS = Path(__file__).parent / "golden" / "rollouts.json"
@@ -24,11 +24,11 @@ class ReplaySampler:
 
     def sample(
         self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: Decoding
-    ) -> list[list[list[int]]]:
+    ) -> list[list[Sampled]]:
         call = self.calls[self.next]
         self.next += 1
         assert call["prompts"] == prompts
-        return call["answers"]
+        return [[Sampled(ids, logp=None) for ids in group] for group in call["answers"]]
 
 
 class ReplayVerifier:
@@ -42,16 +42,17 @@ class ReplayVerifier:
 
 
 class RecordingSampler(HFSampler):
-    """Samples, and keeps every call for `ReplaySampler`."""
+    """Samples, and keeps every call for `ReplaySampler`; like it, tells no log-probabilities."""
 
     calls: list = []  # noqa: RUF012  of the class, so that the recording is reachable from outside of the run
 
     def sample(
         self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: Decoding
-    ) -> list[list[list[int]]]:
+    ) -> list[list[Sampled]]:
         sampled = super().sample(prompts, keys, answers, decoding)
-        self.calls.append({"prompts": prompts, "answers": sampled})
-        return sampled
+        answers_only = [[answer.token_ids for answer in group] for group in sampled]
+        self.calls.append({"prompts": prompts, "answers": answers_only})
+        return [[Sampled(ids, logp=None) for ids in group] for group in answers_only]
 
 
 class RecordingVerifier:

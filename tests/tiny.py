@@ -97,7 +97,8 @@ def experience(
         rewards=per_group.flatten(),
         advantages=per_group.flatten(),
         contributing=(per_group != 0).any(1).repeat_interleave(answers),
-        truncated=torch.zeros(sequences, dtype=torch.bool),
+        right=per_group.flatten() > 0,
+        truncated=torch.tensor([random.Random(f"{seed} {row}").random() < 0.2 for row in range(sequences)]),
         update=group * updates // problems,
         group=group,
         row_key=torch.arange(sequences),
@@ -107,7 +108,7 @@ def experience(
 def rows_of(x: Experience, rows: torch.Tensor) -> Experience:
     """The sequences that one rank would have."""
     per_row = ("input_ids", "prompt_length", "answer_length", "rewards", "advantages", "contributing")
-    per_row += ("truncated", "update", "group", "row_key")
+    per_row += ("right", "truncated", "update", "group", "row_key")
     return Experience(**{name: getattr(x, name)[rows] for name in per_row})
 
 

@@ -19,7 +19,12 @@ ROWS_PER_TILE = 512
 
 
 def token_stats(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, entropy_temperature: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    entropy_temperature: float | None = None,
+    entropy_grad: bool = False,
 ) -> TokenStats:
     """Log-probability of each target token and entropy of the distribution that it came from.
 
@@ -32,10 +37,11 @@ def token_stats(
         targets: [N], int64 token numbers.
         temperature: of the log-probabilities.
         entropy_temperature: of the entropies; `temperature` if None.
+        entropy_grad: connects the entropies too, at the cost of two more tensors [N,V]; their values are the same.
 
     Returns:
-        `logp` [N], connected to `hidden` and `weight`, and `entropy` [N], detached; float64 for float64 logits,
-        otherwise float32. A logit of -inf counts as probability 0.
+        `logp` [N], connected to `hidden` and `weight`, and `entropy` [N], detached unless `entropy_grad`; float64 for
+        float64 logits, otherwise float32. A logit of -inf counts as probability 0.
 
     Raises:
         TypeError: targets are not int64.
@@ -47,7 +53,7 @@ def token_stats(
     for rows, row_targets in _tiles(hidden, targets):
         scores = _shifted_scores(rows, weight, temperature)
         logps.append(_target_logp(scores, row_targets))
-        with torch.no_grad():
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             same = entropy_temperature == temperature
             entropies.append(_entropy(scores if same else scores * (temperature / entropy_temperature)))
     return TokenStats(logp=torch.cat(logps), entropy=torch.cat(entropies))
@@ -104,9 +110,12 @@ def _entropy(scores: Tensor) -> Tensor:
     """Entropy as logsumexp(z) - sum_j p_j z_j, which takes no logarithm of a small probability."""
     normaliser = scores.logsumexp(dim=-1, keepdim=True)
     probabilities = (scores - normaliser).exp_()
-    # 0 * -inf would be NaN; 0 * (the smallest number) is 0
-    finite = scores.clamp(min=torch.finfo(scores.dtype).min)
-    return normaliser.squeeze(-1) - probabilities.mul_(finite).sum(dim=-1)
+    # 0 * -inf would be NaN. Far below the bound the probability is 0 already; and times the gradient of the entropy the
+    # bound must stay finite
+    finite = scores.clamp(min=-1e9)
+    # in place unless backward needs the probabilities
+    products = probabilities * finite if torch.is_grad_enabled() else probabilities.mul_(finite)
+    return normaliser.squeeze(-1) - products.sum(dim=-1)
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, *temperatures: float) -> None:

@@ -1,8 +1,9 @@
-"""Loss terms as sums over tokens.
+"""Policy losses token by token: the clipped surrogate of DAPO and GRPO, and its relatives whose ratio is a token's.
 
-Every function returns a *sum* over the tokens of its mask, never a mean: a mean over a micro-batch depends on how the
-update was cut into micro-batches and ranks. The caller divides by one denominator for the whole update. Tokens outside
-the mask have no influence at all: neither their value (also if infinite or NaN) nor a gradient passes through.
+Nothing is summed or divided here. A mean over a micro-batch would depend on how the update was cut into micro-batches
+and ranks: the caller sums, and divides by one denominator for the whole update. Tokens outside the mask have no
+influence at all: neither their value (also if infinite or NaN) nor a gradient passes through. Clip flags are given for
+them too, so that kept and dropped tokens can be compared.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from math import isfinite
 
 import torch
 from torch import Tensor
+
+from forklight.algo.types import TokenBatch, TokenLoss
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios above this are cut (no gradient): exp() would overflow, and a clipped branch would then give 0 * inf."""
@@ -35,98 +38,149 @@ class ClipRange:
             raise ValueError(f"clip.dual must be a finite number > 1 or null, got {self.dual}")
 
 
-def clipped_policy_loss(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, clip: ClipRange
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate loss, summed over the tokens of the mask.
+def clipped_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, clip: ClipRange) -> TokenLoss:
+    """Clipped surrogate loss of every token.
 
     With `r = exp(logp - old_logp)` one token contributes `max(-A r, -A clip(r, 1 - low, 1 + high))`: arXiv 1707.06347,
     Eq. 7, with the two-sided range of arXiv 2503.14476, Eq. 10. If `clip.dual` is c, tokens with A < 0 contribute at
-    most `-c A`: arXiv 1912.09729, Eq. 5. A mask of forking tokens makes it the sum of arXiv 2506.01939, Eq. 6.
+    most `-c A`: arXiv 1912.09729, Eq. 5. A mask of forking tokens makes it the summand of arXiv 2506.01939, Eq. 6.
 
     Args:
-        logp: [N] or [S,T], log-probabilities under the policy being trained.
-        old_logp: like `logp`, under the policy that starts the rollout's updates; never differentiated, so `logp`
-            itself may be given and the ratio is then exactly 1.
-        advantages: broadcasts to `logp` and has as many dimensions ([S,1] for one advantage per sequence); never
-            differentiated.
-        mask: bool, like `logp`, the tokens that count.
+        logp: [N], log-probabilities under the policy being trained.
+        old_logp: [N], under the policy that starts the rollout's updates; never differentiated, so `logp` itself may be
+            given and the ratio is then exactly 1.
+        advantages: [N]; never differentiated.
+        mask: bool [N], the tokens that count.
         clip: range of the ratio.
 
     Returns:
-        The sum, a scalar connected to `logp` also when the mask is empty, and detached float64 scalars over the mask:
-        `tokens`, `ratio_sum`, `clip_low` (tokens with A < 0 below the range: no gradient), `clip_high` (A > 0, above
-        the range: no gradient), `clip_dual` (A < 0 above the dual bound: no gradient) and `approx_kl_sum` (the k3
-        estimate `r - 1 - log r` of KL(old || new)) add up over micro-batches and ranks; `ratio_max` (0 for an empty
-        mask) combines by maximum.
+        The loss [N]; `clip_low` marks A < 0 below the range, `clip_high` A > 0 above it and `clip_dual` A < 0 above the
+        dual bound: none of them has a gradient.
 
     Raises:
         TypeError: the mask is not bool.
         ValueError: shapes do not agree.
     """
-    _check(logp, old_logp, mask)
-    if advantages.ndim != logp.ndim:
-        raise ValueError(f"advantages {tuple(advantages.shape)} must have the {logp.ndim} dimension(s) of logp")
-    # masked before exp(): an infinite ratio outside the mask would come back as 0 * inf in the gradient
-    log_ratio = torch.where(mask, logp - old_logp.detach(), 0.0)
-    advantage = torch.where(mask, advantages.detach(), 0.0)
-    if log_ratio.shape != advantage.shape:
-        raise ValueError(f"advantages {tuple(advantages.shape)} do not broadcast to logp {tuple(logp.shape)}")
-    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
-    clipped = ratio.clamp(1 - clip.low, 1 + clip.high)
-    loss = torch.maximum(-advantage * ratio, -advantage * clipped)
-    if clip.dual is not None:
-        loss = torch.minimum(loss, clip.dual * advantage.abs())  # where A > 0 the loss is negative: no effect
-    return loss.sum(), _clip_metrics(log_ratio.detach(), ratio.detach(), advantage, mask, clip)
+    check_tokens(mask, logp, old_logp, advantages)
+    return clipped_surrogate(logp - old_logp.detach(), advantages, mask, clip)
 
 
-def k3_kl(logp: Tensor, ref_logp: Tensor, mask: Tensor) -> Tensor:
-    """KL(policy || reference) by the k3 estimator, summed over the tokens of the mask.
-
-    `exp(d) - d - 1` with `d = ref_logp - logp`: arXiv 2402.03300, Eq. 4; never negative, unbiased for tokens sampled
-    from the policy.
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, mask: Tensor, clip: ClipRange) -> TokenLoss:
+    """The loss of `clipped_loss` from any log-ratio, a token's or a sequence's.
 
     Args:
-        logp: [N] or [S,T], log-probabilities under the policy being trained.
-        ref_logp: like `logp`, under the reference model; never differentiated.
-        mask: bool, like `logp`, the tokens that count.
+        log_ratio: [N], connected to the policy being trained.
+        advantages: [N]; never differentiated.
+        mask: bool [N], the tokens that count.
+        clip: range of the ratio.
 
     Returns:
-        The sum, a scalar connected to `logp` also when the mask is empty.
+        As `clipped_loss`.
+    """
+    # masked before exp(): an infinite ratio outside the mask would come back as 0 * inf in the gradient
+    ratio = _exp(torch.where(mask, log_ratio, 0.0))
+    advantage = torch.where(mask, advantages.detach(), 0.0)
+    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip.low, 1 + clip.high))
+    if clip.dual is not None:
+        loss = torch.minimum(loss, clip.dual * advantage.abs())  # where A > 0 the loss is negative: no effect
+    seen, falls, grows = _exp(log_ratio.detach()), advantages < 0, advantages > 0
+    return TokenLoss(
+        loss=loss,
+        clip_low=falls & (seen < 1 - clip.low),
+        clip_high=grows & (seen > 1 + clip.high),
+        clip_dual=torch.zeros_like(mask) if clip.dual is None else falls & (seen > clip.dual),
+    )
+
+
+def cispo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, clip: ClipRange) -> TokenLoss:
+    """CISPO: the weight is clipped, never the gradient.
+
+    `-sg(clip(r, 1 - low, 1 + high)) A logp` with `sg` for stop-gradient: arXiv 2506.13585, Eqs. 4 and 5. Only its
+    gradient means something; the value is no measure of progress.
+
+    Args:
+        logp: [N], log-probabilities under the policy being trained.
+        old_logp: [N], under the policy that starts the rollout's updates; never differentiated.
+        advantages: [N]; never differentiated.
+        mask: bool [N], the tokens that count.
+        clip: range of the weight; without a dual bound.
+
+    Returns:
+        The loss [N]; `clip_low` and `clip_high` mark where the weight was raised or capped and A is not 0.
+
+    Raises:
+        TypeError: the mask is not bool.
+        ValueError: shapes do not agree, or there is a dual bound.
+    """
+    check_tokens(mask, logp, old_logp, advantages)
+    if clip.dual is not None:
+        raise ValueError(f"CISPO has no dual bound: clip.dual must be null, got {clip.dual}")
+    ratio = _exp((logp - old_logp).detach())
+    weight = torch.where(mask, ratio, 1.0).clamp(1 - clip.low, 1 + clip.high)
+    loss = -weight * torch.where(mask, advantages.detach(), 0.0) * torch.where(mask, logp, 0.0)
+    matters = advantages != 0
+    return TokenLoss(
+        loss=loss,
+        clip_low=matters & (ratio < 1 - clip.low),
+        clip_high=matters & (ratio > 1 + clip.high),
+        clip_dual=torch.zeros_like(mask),
+    )
+
+
+def ratio_metrics(tokens: TokenBatch, loss: TokenLoss, mask: Tensor) -> dict[str, Tensor]:
+    """What the probability ratios of some tokens look like, as sums.
+
+    Args:
+        tokens: their log-probabilities.
+        loss: their clip flags.
+        mask: bool [N], the tokens that are counted.
+
+    Returns:
+        Detached float64 scalars: `tokens`, `ratio_sum`, `clip_low`, `clip_high`, `clip_dual` and `approx_kl_sum` (the
+        k3 estimate `r - 1 - log r` of KL(old || new)) add up over micro-batches and ranks; `ratio_max` (0 for an empty
+        mask) combines by maximum. Ratios are those of tokens, whatever ratio the objective clips.
 
     Raises:
         TypeError: the mask is not bool.
         ValueError: shapes do not agree.
     """
-    _check(logp, ref_logp, mask)
-    difference = torch.where(mask, ref_logp.detach() - logp, 0.0).clamp(max=MAX_LOG_RATIO)
-    # expm1: near d = 0 the plain formula is a difference of numbers close to 1
-    return (torch.expm1(difference) - difference).sum()
+    check_tokens(mask, tokens.logp, tokens.old_logp, loss.clip_low)
+    log_ratio = torch.where(mask, (tokens.logp - tokens.old_logp).detach(), 0.0)
+    ratio = _exp(log_ratio)
 
-
-def _clip_metrics(
-    log_ratio: Tensor, ratio: Tensor, advantage: Tensor, mask: Tensor, clip: ClipRange
-) -> dict[str, Tensor]:
     # float64 throughout: counts stay exact, and one stacked reduction adds all of them
     def total(values: Tensor) -> Tensor:
         return torch.where(mask, values, 0).sum(dtype=torch.float64)
 
-    above_dual = torch.zeros_like(mask) if clip.dual is None else ratio > clip.dual
-    largest = torch.cat([torch.where(mask, ratio, 0.0).flatten(), ratio.new_zeros(1)]).amax()
+    largest = torch.cat([torch.where(mask, ratio, 0.0), ratio.new_zeros(1)]).amax()
     return {
         "tokens": mask.sum(dtype=torch.float64),
         "ratio_sum": total(ratio),
         "ratio_max": largest.to(torch.float64),
-        "clip_low": total((advantage < 0) & (ratio < 1 - clip.low)),
-        "clip_high": total((advantage > 0) & (ratio > 1 + clip.high)),
-        "clip_dual": total((advantage < 0) & above_dual),
+        "clip_low": total(loss.clip_low),
+        "clip_high": total(loss.clip_high),
+        "clip_dual": total(loss.clip_dual),
         "approx_kl_sum": total(torch.expm1(log_ratio) - log_ratio),
     }
 
 
-def _check(logp: Tensor, other_logp: Tensor, mask: Tensor) -> None:
+def check_tokens(mask: Tensor, *values: Tensor) -> None:
+    """Refuses values and a mask that do not belong together.
+
+    Args:
+        mask: bool [N].
+        *values: [N] each.
+
+    Raises:
+        TypeError: the mask is not bool.
+        ValueError: shapes do not agree.
+    """
     if mask.dtype != torch.bool:
         raise TypeError(f"the mask must be bool, not {mask.dtype}")
-    if not logp.shape == other_logp.shape == mask.shape:
-        shapes = [tuple(tensor.shape) for tensor in (logp, other_logp, mask)]
-        raise ValueError(f"log-probabilities and mask must have one shape, got {', '.join(map(str, shapes))}")
+    shapes = [tuple(tensor.shape) for tensor in (*values, mask)]
+    if mask.ndim != 1 or len(set(shapes)) > 1:
+        raise ValueError(f"token values and mask must have one shape [N], got {', '.join(map(str, shapes))}")
+
+
+def _exp(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp()

@@ -6,12 +6,15 @@ any statistics pass, so that those passes see the same micro-batch rows as the t
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from forklight.algo.selection import ForkSelection
+from forklight.algo.spec import ForkSelection
 from forklight.algo.types import Experience
+
+Others = Literal["none", "eligible", "all"]
 
 
 def update_and_rank(problems: int, updates: int, ranks: int) -> list[tuple[int, int]]:
@@ -51,28 +54,44 @@ class Plan:
         return torch.cat([self.train[visit], self.watch[visit]]).sort().values
 
 
+def eligible_rows(experience: Experience, spec: ForkSelection) -> Tensor:
+    """The sequences whose tokens can be kept, bool `[S]`: those that `over` and `truncated` admit."""
+    admitted = experience.contributing if spec.over == "contributing" else torch.ones_like(experience.contributing)
+    return admitted if spec.truncated else admitted & ~experience.truncated
+
+
 def make_plan(
-    experience: Experience, spec: ForkSelection, *, updates: int, micro_batches: int, kl: bool = False
+    experience: Experience,
+    spec: ForkSelection,
+    *,
+    updates: int,
+    micro_batches: int,
+    others: Others = "none",
+    ranked: bool | None = None,
 ) -> Plan:
     """Spreads the sequences of one rank over K*A visits.
 
-    A sequence of zero advantage has no policy gradient. With `over: contributing` and no KL term its whole group, if
-    all its advantages are zero, is left out of every pass; other such sequences are only watched.
+    A sequence of zero advantage has no policy gradient. Where no other term gives it one and the selection does not
+    look at its tokens, it is left out of every pass; if the selection does, it is only watched.
 
     Args:
         experience: lengths, advantages, groups and updates are read.
         spec: tells which tokens the selection looks at.
         updates: K.
         micro_batches: A.
-        kl: whether a KL term gives every answer token a gradient.
+        others: the sequences to which terms other than the policy's give a gradient.
+        ranked: whether some tokens are chosen by what only the policy knows; if None, as the selection says.
 
     Raises:
         ValueError: an update has fewer sequences than micro-batches.
     """
-    trained = torch.ones_like(experience.contributing) if kl else experience.advantages != 0
-    in_set = experience.contributing if spec.over == "contributing" else torch.ones_like(experience.contributing)
-    # Over the whole update `random` and `all` need no pass over them; sets cut by micro-batch must have their tokens.
-    looked_at = trained | in_set if spec.needs_entropy or spec.scope == "micro_batch_rank" else trained
+    in_set = eligible_rows(experience, spec)
+    trained = (experience.advantages != 0) & in_set
+    if others != "none":
+        trained = torch.ones_like(in_set) if others == "all" else in_set
+    # Ranked over more than a micro-batch, `random` and `all` need no pass over them.
+    cut = spec.scope in ("micro_batch", "micro_batch_rank") or spec.denominator == "micro_batch"
+    looked_at = trained | in_set if cut or (spec.ranked if ranked is None else ranked) else trained
     cost = (experience.prompt_length + experience.answer_length).tolist()
     visits: list[list[int]] = []
     for update in range(updates):
@@ -123,21 +142,41 @@ class Passes:
     """The old log-probability is the training forward's own, detached: one update per rollout."""
 
     @classmethod
-    def of(cls, spec: ForkSelection, *, updates: int, micro_batches: int) -> "Passes":
+    def of(
+        cls,
+        spec: ForkSelection,
+        *,
+        updates: int,
+        micro_batches: int,
+        ranked: bool | None = None,
+        counted: bool = True,
+    ) -> "Passes":
         """The cheapest passes that give the specified result.
 
         Args:
             spec: the selection.
             updates: K.
             micro_batches: A.
+            ranked: whether some tokens are chosen by what only the policy knows; if None, as the selection says.
+            counted: whether lengths alone give the denominators.
+
+        Raises:
+            ValueError: the tokens of a whole rollout are to be ranked by a policy that changes within it.
         """
         on_policy = updates == 1
-        sees_whole_set = micro_batches == 1 or spec.scope == "micro_batch_rank"
+        ranked = spec.ranked if ranked is None else ranked
         current = on_policy or spec.entropy_of == "current"
-        in_forward = spec.needs_entropy and current and sees_whole_set
+        if ranked and current and not on_policy and spec.scope == "rollout":
+            raise ValueError(
+                "selection.scope: rollout ranks the tokens of all updates at once, before the first of them; with "
+                f"data.updates_per_rollout = {updates} it needs selection.entropy_of: old, not current"
+            )
+        in_micro_batch = spec.scope in ("sequence", "micro_batch", "micro_batch_rank")
+        sees_whole_set = micro_batches == 1 or (in_micro_batch and counted)
+        in_forward = ranked and current and sees_whole_set
         return cls(
-            statistics=not on_policy or (spec.needs_entropy and not in_forward),
-            entropy_each_update=not on_policy and spec.needs_entropy and current and not in_forward,
+            statistics=not on_policy or (ranked and not in_forward),
+            entropy_each_update=not on_policy and ranked and current and not in_forward,
             select_in_forward=in_forward,
             fold_old=on_policy,
         )

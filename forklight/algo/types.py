@@ -30,16 +30,43 @@ class ForkMask:
     """The forking tokens: those that carry gradient."""
 
     mask: Tensor  # bool [S,T]
-    threshold: Tensor  # [] score of the last token kept; NaN where no score was used
+    threshold: Tensor  # [] lowest score that is kept, [S] for scope sequence; NaN where no score was used
     count: Tensor  # [] int64, tokens kept over all ranks
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """The N answer tokens of one visit, in row order: all that an objective sees."""
+
+    logp: Tensor  # [N] under the policy being trained, differentiable
+    old_logp: Tensor  # [N] under the policy that starts the rollout's updates; may be logp itself, detached
+    advantages: Tensor  # [N]
+    fork_mask: Tensor  # bool [N] kept by the selection
+    eligible: Tensor  # bool [N] could have been kept
+    row: Tensor  # int64 [N] number of the token's sequence in the visit, 0 .. rows-1
+    rows: int  # sequences in the visit
+    entropy: Tensor | None = None  # [N] of the policy being trained
+    ref_logp: Tensor | None = None  # [N]
+    cov_mask: Tensor | None = None  # bool [N] tokens that a covariance objective acts on
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLoss:
+    """A policy loss token by token, and which tokens its trust region acts on."""
+
+    loss: Tensor  # [N] 0 (and without gradient) on tokens that do not count
+    clip_low: Tensor  # bool [N] ratio below the range, and that matters; also for tokens that do not count
+    clip_high: Tensor  # bool [N] ratio above the range, and that matters
+    clip_dual: Tensor  # bool [N] the dual bound acts
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
     """Sums, never means: the caller divides by one explicit global denominator."""
 
-    policy_sum: Tensor  # [] clipped policy loss over the forking tokens
-    kl_sum: Tensor | None  # [] KL to the reference over all answer tokens; None without a reference
+    policy_sum: Tensor  # [] policy loss over the tokens that the objective trains
+    kl_sum: Tensor | None = None  # [] KL to the reference; None without that term
+    entropy_sum: Tensor | None = None  # [] entropy; None without that term
     metrics: dict[str, Tensor] = field(default_factory=dict)  # detached sums and counts
 
 
@@ -58,10 +85,29 @@ class Chunk:
         return self.prompt_length[:, None] + torch.arange(self.answer_mask.shape[1], device=self.rows.device)
 
     @property
+    def row(self) -> Tensor:
+        """Number of each answer token's sequence in the chunk, int64 `[N]`."""
+        row = torch.arange(len(self.rows), device=self.rows.device)
+        return row[:, None].expand_as(self.answer_mask)[self.answer_mask]
+
+    @property
+    def column(self) -> Tensor:
+        """Place of each answer token in its answer, int64 `[N]`."""
+        column = torch.arange(self.answer_mask.shape[1], device=self.rows.device)
+        return column.expand_as(self.answer_mask)[self.answer_mask]
+
+    @property
     def answer_ids(self) -> Tensor:
         """The N answer tokens in row order, `[N]`."""
-        row = torch.arange(len(self.rows), device=self.rows.device)[:, None].expand_as(self.answer_mask)
-        return self.input_ids[row[self.answer_mask], self.answer_positions[self.answer_mask]]
+        return self.input_ids[self.row, self.answer_positions[self.answer_mask]]
+
+    def read(self, values: Tensor) -> Tensor:
+        """The values of the chunk's N answer tokens, `[N]`, out of an Experience's `[S,T]`."""
+        return values[self.rows][:, : self.answer_mask.shape[1]][self.answer_mask]
+
+    def write(self, values: Tensor, tokens: Tensor) -> None:
+        """Puts values of the chunk's N answer tokens, `[N]`, into an Experience's `[S,T]`, in place."""
+        values[self.rows[self.row], self.column] = tokens.detach().to(values.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +125,21 @@ class Experience:
     rewards: Tensor  # float [S] after shaping
     advantages: Tensor  # float [S]
     contributing: Tensor  # bool [S] the sequence's group has an advantage that is not zero
+    right: Tensor  # bool [S] the verifier's outcome
     truncated: Tensor  # bool [S] the length limit came before an EOS
     update: Tensor  # int64 [S] the update the sequence belongs to, 0 .. K-1
     group: Tensor  # int64 [S] draw number of the sequence's problem
     row_key: Tensor  # int64 [S] draw number * G + answer number: unique over ranks, breaks ties
+    sampler_logp: Tensor | None = None  # float32 [S,T] that the sampler drew the tokens with, if it told
     old_logp: Tensor | None = None  # float [S,T] before the first update of the rollout
     entropy: Tensor | None = None  # float [S,T] of the policy that the selection asks for
+    logp: Tensor | None = None  # float [S,T] of that same policy, where a score is made of it
     ref_logp: Tensor | None = None  # float [S,T]
     fork_mask: Tensor | None = None  # bool [S,T]
-    threshold: Tensor | None = None  # float [K]
+    cov_mask: Tensor | None = None  # bool [S,T] tokens that a covariance objective acts on
+    threshold: Tensor | None = None  # float [S] lowest score kept in the set that the sequence was ranked in
     denominator: Tensor | None = None  # float64 [K] of the masked terms, over all ranks
-    answer_tokens: Tensor | None = None  # float64 [K] answer tokens, over all ranks
+    whole: Tensor | None = None  # float64 [K] denominator of terms without a mask, over all ranks
 
     @property
     def answer_mask(self) -> Tensor:

@@ -1,25 +1,29 @@
-"""Curves of a training run: `train/` and `fork/` once per update, `rollout/` and `time/` once per rollout.
+"""Curves of a training run: `train/`, `fork/` and `mismatch/` once per update, `rollout/` and `time/` once per rollout.
 
 The x axis counts updates: what belongs to update number n stands at x = n, a rollout at the first update it feeds. So
 everything drawn at or before x = n is in the past of a checkpoint made after n updates.
 """
 
+import math
 import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from forklight.algo.census import Bounds
 from forklight.callbacks.samples import marked_answers
 from forklight.data.visits import PromptBatch
 from forklight.module import ForkGRPOModule
-from forklight.rollout.learn import Lesson
-from forklight.rollout.report import update_scalars
+from forklight.rollout.learn import Lesson, NonFiniteError
+from forklight.rollout.report import update_report
 
 _HISTOGRAM_TOKENS = 100_000
 
 
 class ForkMonitor(Callback):
-    """Logs what an update did, and stops a run whose mask no loss has read.
+    """Logs what an update did, and stops a run whose mask took no effect.
+
+    Its state is what the last update's selection kept, with which the next one is compared.
 
     Args:
         samples: answers shown as text per rollout that is shown, forking tokens in bold.
@@ -36,6 +40,16 @@ class ForkMonitor(Callback):
         self.samples_every_n_rollouts = samples_every_n_rollouts
         self._clock = 0.0
         self._seconds: dict[str, float] = {}
+        self._previous: Bounds | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The bounds of the last update's selection; a resumed run compares its first update with them."""
+        return {"previous": None if self._previous is None else list(self._previous)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them back."""
+        previous = state_dict["previous"]
+        self._previous = None if previous is None else (previous[0], previous[1])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock, after an evaluation at the start."""
@@ -46,12 +60,27 @@ class ForkMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs at the end of every update."""
+        """Logs at the end of every update, before a checkpoint of it is written.
+
+        Raises:
+            NonFiniteError: the gradient was not finite, so that the weights no longer are.
+            RuntimeError: the mask took no effect.
+        """
         if not isinstance(pl_module, ForkGRPOModule) or not batch.ends_update:
             return
         lesson = pl_module.lesson
         assert lesson is not None
-        scalars = update_scalars(pl_module.learner, lesson, batch.update, pl_module.sums)
+        _check_gradient(trainer, batch, float(pl_module.sums["grad_norm"]))
+        report = update_report(
+            pl_module.learner,
+            lesson,
+            batch.update,
+            pl_module.sums,
+            vocabulary=pl_module.policy.head_weight.shape[0],
+            previous=self._previous,
+        )
+        self._previous = report.bounds or self._previous
+        scalars = dict(report.scalars)
         scalars["train/lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         if batch.update == 0 and pl_module.rollout is not None:
             scalars |= pl_module.rollout.metrics
@@ -88,3 +117,12 @@ class ForkMonitor(Callback):
             "time/rollout": whole,
             "time/tokens_per_second": float(tokens) / whole,
         }
+
+
+def _check_gradient(trainer: Trainer, batch: PromptBatch, norm: float) -> None:
+    # fp16's loss scaling meets infinite gradients on its way, and leaves the weights alone
+    if not math.isfinite(norm) and getattr(trainer.precision_plugin, "scaler", None) is None:
+        raise NonFiniteError(
+            f"rollout {batch.rollout}: update {batch.update} of {batch.updates} has a gradient of norm {norm}; the "
+            "last checkpoint is from before it"
+        )

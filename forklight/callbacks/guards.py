@@ -54,6 +54,8 @@ def check_fit(trainer: Trainer, module: LightningModule, data: LightningDataModu
         _check_callback(callback)
     if isinstance(data, MathDataModule):
         _check_visits(trainer, data)
+        if isinstance(module, ForkGRPOModule):
+            module.loss.passes(data.updates_per_rollout, trainer.accumulate_grad_batches)
 
 
 def _check_visits(trainer: Trainer, data: MathDataModule) -> None:

@@ -1,12 +1,22 @@
 """The table at the start of every run: all sizes in sequences and tokens, and the passes each rollout will run."""
 
+from dataclasses import fields
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from forklight.algo.plan import Passes
+from forklight.algo.advantages import Advantage, AdvantageName
+from forklight.algo.covariance import CovarianceTokens
+from forklight.algo.losses import ClipRange
+from forklight.algo.spec import PRESETS, ForkSelection
+from forklight.algo.terms import Loss
 from forklight.data.datamodule import MathDataModule
 from forklight.module import ForkGRPOModule
+
+FEW = 3
+"""A selection that differs from each preset in more keys than this is named after none."""
 
 
 class StartupTable(Callback):
@@ -24,8 +34,7 @@ def startup_table(trainer: Trainer, module: ForkGRPOModule, data: MathDataModule
     p, g, k, a = data.prompts_per_rollout, data.answers_per_prompt, data.updates_per_rollout, data.micro_batches
     ranks, sequences = trainer.world_size, p * g
     limit = module.rollout_spec.max_new_tokens
-    passes = Passes.of(module.selection, updates=k, micro_batches=a)
-    s = module.selection
+    passes = module.loss.passes(k, a)
     parameters = sum(parameter.numel() for parameter in module.policy.parameters())
     rows = [
         ("policy", f"{module.policy_config.path}, {parameters:,} parameters, {trainer.precision}"),
@@ -33,9 +42,9 @@ def startup_table(trainer: Trainer, module: ForkGRPOModule, data: MathDataModule
         ("update", f"K = {k} per rollout: {p // k} problems, {sequences // k} sequences each"),
         ("micro-batch", f"A = {a} per update on {ranks} rank(s): about {sequences // (k * a * ranks)} sequences"),
         ("policy gradient", "on-policy" if k == 1 else f"off-policy after the first of {k} updates"),
-        ("selection", f"keep {s.keep} {s.rho:.0%} of {s.over}, scope {s.scope}, entropy of {s.entropy_of} policy, "
-                      f"denominator {s.denominator}"),
-        ("passes", passes.describe() + (", reference" if module.kl_coef else "")),
+        ("selection", describe(module.loss.selection)),
+        ("loss", describe_loss(module.loss, module.advantage)),
+        ("passes", passes.describe() + (", reference" if module.loss.needs_reference else "")),
         ("training", f"{trainer.max_steps} updates = {trainer.max_steps / k:g} rollouts; evaluation every "
                      f"{data.eval_every_rollouts} rollouts on {', '.join(data.val_sets) or 'nothing'}"),
     ]  # fmt: skip
@@ -43,3 +52,54 @@ def startup_table(trainer: Trainer, module: ForkGRPOModule, data: MathDataModule
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def describe(selection: ForkSelection) -> str:
+    """Every key of a selection, after the name of its preset: `trl but rho 0.1: rho 0.1, keep top, scope ...`.
+
+    The preset is the one that differs in the fewest keys, the first such of PRESETS; `own` if more than FEW differ.
+    """
+    values = {field.name: getattr(selection, field.name) for field in fields(selection)}
+    changed = {
+        name: [key for key, value in values.items() if value != getattr(preset, key)]
+        for name, preset in PRESETS.items()
+    }
+    nearest = min(changed, key=lambda name: len(changed[name]))
+    keys = {key: f"{key} {_shown(value)}" for key, value in values.items()}
+    but = ", ".join(keys[key] for key in changed[nearest])
+    title = "own" if len(changed[nearest]) > FEW else f"{nearest} but {but}" if but else nearest
+    return f"{title}: {', '.join(keys.values())}"
+
+
+def describe_loss(loss: Loss, advantage: AdvantageName | Advantage) -> str:
+    """Objective, advantage and the terms beside them: `Dapo (clip -0.2 +0.28), advantage grpo, KL k3 0.04 in loss`."""
+    values = {name: value for name, value in vars(loss.objective).items() if name != "needs_reference"}
+    arguments = ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
+    parts = [f"{type(loss.objective).__name__} ({arguments})", f"advantage {_shown(advantage)}"]
+    if loss.kl.coef:
+        every = loss.kl.refresh_every_rollouts
+        reference = f"refreshed every {every} rollouts" if every else "frozen"
+        parts.append(f"KL {loss.kl.estimator} {loss.kl.coef:g} in the {loss.kl.placement}, reference {reference}")
+    if loss.entropy_coef:
+        parts.append(f"entropy bonus {loss.entropy_coef:g}")
+    if loss.correction.method != "none":
+        parts.append(f"correction {loss.correction.method} {loss.correction.low:g} to {loss.correction.high:g}")
+    return ", ".join(parts)
+
+
+def _shown(value: Any) -> str:
+    """A value on one line: as a config has it, but a score of one's own by its class."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() | float() | str():
+            return str(value)
+        case tuple():
+            return "+".join(value)
+        case ClipRange():
+            return f"-{value.low:g} +{value.high:g}" + (f" dual {value.dual:g}" if value.dual else "")
+        case CovarianceTokens():
+            between = "" if value.low is None else f" between {value.low:g} and {value.high:g}"
+            return f"{value.share:g} of the kept tokens{between}"
+        case _:
+            return type(value).__name__

@@ -73,6 +73,9 @@ class Policy(nn.Module):
         chunk: Chunk,
         temperature: float,
         loss: Callable[[TokenStats], LossOutput] | None = None,
+        *,
+        entropy_temperature: float | None = None,
+        entropy_grad: bool = False,
     ) -> TokenStats | LossOutput:
         """Body, head and, if asked for, the loss: all work on the head's weight lies in here.
 
@@ -80,13 +83,22 @@ class Policy(nn.Module):
 
         Args:
             chunk: the sequences, S of them; none at all is fine, the result is then empty but connected.
-            temperature: the sampling temperature T; log-probabilities and entropies are those of logits / T.
+            temperature: the sampling temperature T; log-probabilities are those of logits / T.
             loss: what to make of the statistics; without it they are returned.
+            entropy_temperature: of the entropies; T if None.
+            entropy_grad: whether the entropies are differentiable.
 
         Returns:
             `TokenStats` of the chunk's N answer tokens, or what `loss` returns.
         """
-        stats = token_stats(self._answer_hidden(chunk), self.head_weight, chunk.answer_ids, temperature)
+        stats = token_stats(
+            self._answer_hidden(chunk),
+            self.head_weight,
+            chunk.answer_ids,
+            temperature,
+            entropy_temperature,
+            entropy_grad=entropy_grad,
+        )
         return stats if loss is None else loss(stats)
 
     @property

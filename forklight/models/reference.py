@@ -1,4 +1,6 @@
-"""The frozen policy that the KL term compares with."""
+"""The policy that KL terms compare with."""
+
+from typing import Any
 
 import torch
 
@@ -7,9 +9,10 @@ from forklight.models.policy import Policy, PolicyConfig
 
 
 class Reference:
-    """The policy as it was before training.
+    """The policy as it was before training, or at the last refresh.
 
-    It is no `nn.Module`, so none of its weights enter a checkpoint; it is loaded again from `model.policy.path`.
+    It is no `nn.Module`, so its weights stay out of checkpoints: it is loaded again from `model.policy.path`. Only one
+    that is refreshed has weights of its own to keep, by `state_dict`.
 
     Args:
         config: the policy's own settings.
@@ -21,14 +24,28 @@ class Reference:
     def __init__(self, config: PolicyConfig) -> None:
         if config.random_init:
             raise ValueError(
-                "model.policy.random_init = true leaves no weights that model.kl_coef > 0 could compare with: "
-                "save the policy first and give its folder as model.policy.path, or set model.kl_coef to 0"
+                "model.policy.random_init = true leaves no weights that model.kl could compare with: "
+                "save the policy first and give its folder as model.policy.path, or set model.kl.coef to 0"
             )
         self.policy = Policy(config).requires_grad_(False).eval()
 
     def to(self, like: torch.Tensor) -> None:
         """Moves to the device and type of a tensor of the policy."""
         self.policy.to(device=like.device, dtype=like.dtype)
+
+    @torch.no_grad()
+    def copy_from(self, policy: Policy) -> None:
+        """Takes over the policy's present weights."""
+        for mine, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
+            mine.copy_(theirs)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights, on the CPU, for a checkpoint."""
+        return {name: value.cpu() for name, value in self.policy.state_dict().items()}
+
+    def load_state_dict(self, weights: dict[str, Any]) -> None:
+        """Goes on with the weights of a checkpoint."""
+        self.policy.load_state_dict(weights)
 
     @torch.no_grad()
     def stats(self, chunk: Chunk, temperature: float) -> TokenStats:

@@ -1,6 +1,7 @@
 """Sampling and verifying: what training and evaluation share."""
 
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from forklight.algo.noise import hash_bits, string_key
 from forklight.data.prompts import PromptTemplate
-from forklight.rollout.sampler import Decoding, Sampler
+from forklight.rollout.sampler import Decoding, Sampled, Sampler
 from forklight.types import Completion, Problem, Verdict
 from forklight.verify import Verifier
 
@@ -75,6 +76,8 @@ class Answerer:
         temperature: float,
         template: PromptTemplate,
         verifier: Verifier,
+        top_p: float = 1.0,
+        top_k: int = 0,
     ) -> list[Group]:
         """Samples and verifies some answers to each problem.
 
@@ -87,9 +90,12 @@ class Answerer:
             temperature: sampling temperature; 0 is greedy.
             template: how a problem becomes a prompt.
             verifier: judges the answers.
+            top_p: draw from the most probable tokens that together reach this probability; 1 is off.
+            top_k: draw from so many most probable tokens; 0 is off.
 
         Raises:
-            ValueError: a prompt and an answer together exceed what the model can read.
+            ValueError: a prompt and an answer together exceed what the model can read, top_p or top_k is out of range,
+                or the sampler tells another number of log-probabilities than of tokens.
         """
         if not problems:
             return []
@@ -97,10 +103,12 @@ class Answerer:
         self._check_length(problems, prompts, max_new_tokens)
         uids = torch.tensor([string_key(problem.uid) for problem in problems])
         keys = hash_bits(self.seed, rollout, uids, torch.tensor(list(draws))).tolist()
+        decoding = Decoding(max_new_tokens, temperature, self.eos_ids, top_p, top_k)
         started = time.perf_counter()
-        sampled = self.sampler.sample(prompts, keys, answers, Decoding(max_new_tokens, temperature, self.eos_ids))
+        sampled = self.sampler.sample(prompts, keys, answers, decoding)
         self.seconds["sample"] += time.perf_counter() - started
-        texts = self.tokenizer.batch_decode([ids for group in sampled for ids in group], skip_special_tokens=True)
+        token_ids = [answer.token_ids for group in sampled for answer in group]
+        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
 
         started = time.perf_counter()
         golds = [problem.answer for problem in problems for _ in range(answers)]
@@ -111,11 +119,21 @@ class Answerer:
         for i, problem in enumerate(problems):
             span = slice(i * answers, (i + 1) * answers)
             completions = tuple(
-                Completion(problem.uid, index, tuple(ids), text, truncated=ids[-1] not in self.eos_ids)
-                for index, (ids, text) in enumerate(zip(sampled[i], texts[span], strict=True))
+                self._completion(problem, index, answer, text)
+                for index, (answer, text) in enumerate(zip(sampled[i], texts[span], strict=True))
             )
             groups.append(Group(problem, draws[i], tuple(prompts[i]), completions, tuple(verdicts[span])))
         return groups
+
+    def _completion(self, problem: Problem, index: int, answer: Sampled, text: str) -> Completion:
+        logp = None if answer.logp is None else array("f", answer.logp)
+        if logp is not None and len(logp) != len(answer.token_ids):
+            raise ValueError(
+                f"{type(self.sampler).__name__} tells {len(logp)} log-probabilities for answer {index} to problem "
+                f"{problem.uid}, which has {len(answer.token_ids)} tokens"
+            )
+        truncated = answer.token_ids[-1] not in self.eos_ids
+        return Completion(problem.uid, index, tuple(answer.token_ids), text, truncated, logp)
 
     def _check_length(self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]], new: int) -> None:
         longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))

@@ -1,59 +1,28 @@
 """From problems to experience: sample, verify, filter, shape, group advantages."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from forklight.algo.advantages import group_advantages
+from forklight.algo.advantages import Advantage, AdvantageName, estimate_advantages
 from forklight.algo.plan import update_and_rank
 from forklight.algo.types import Experience
 from forklight.data.visits import PromptBatch
 from forklight.rollout.answers import Answerer, Group
 from forklight.rollout.ranks import Ranks
+from forklight.rollout.spec import RolloutSpec
 from forklight.types import Completion, Problem, Verdict
 from forklight.verify.shaping import soft_overlong
 
+__all__ = ["Collector", "Penalty", "Rollout", "RolloutSpec"]
+
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class RolloutSpec:
-    """How answers are sampled and filtered in training."""
-
-    max_new_tokens: int = 1024
-    """Longest answer, in tokens. An answer without EOS by then is cut (*truncated*)."""
-    temperature: float = 1.0
-    """Sampling temperature; entropies and ratios are those of logits divided by it."""
-    dynamic_sampling: bool = False
-    """Draw more problems until P groups have both right and wrong answers (DAPO, arXiv 2503.14476, section 3.2)."""
-    max_rounds: int = 10
-    """Rounds of dynamic sampling, after which groups without gradient fill up the rollout, with a warning."""
-    overlong_buffer: int = 0
-    """Soft punishment over the last so many tokens before `max_new_tokens` (DAPO Eq. 13); 0 means none."""
-    overlong_penalty: float = 1.0
-    """The punishment at `max_new_tokens`."""
-
-    def __post_init__(self) -> None:
-        """Refuses values that cannot be trained with."""
-        if self.max_new_tokens < 1 or self.max_rounds < 1:
-            raise ValueError(
-                f"rollout.max_new_tokens = {self.max_new_tokens} and rollout.max_rounds = {self.max_rounds} "
-                "must be at least 1"
-            )
-        if not self.temperature > 0:
-            raise ValueError(
-                f"rollout.temperature = {self.temperature}: training needs a temperature above 0, "
-                "greedy answers have no probability ratio"
-            )
-        if not 0 <= self.overlong_buffer <= self.max_new_tokens:
-            raise ValueError(
-                f"rollout.overlong_buffer = {self.overlong_buffer} must lie between 0 and "
-                f"rollout.max_new_tokens = {self.max_new_tokens}"
-            )
+Penalty = Callable[[Experience], Tensor]
+"""What to subtract from the rewards of this rank's sequences, `[S]`. Called on all ranks: it may use collectives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +43,37 @@ class Collector:
     Args:
         answerer: samples and verifies.
         spec: lengths, temperature, dynamic sampling, shaping.
-        advantage_scale: what a group's centred rewards are divided by.
+        advantage: how rewards become advantages, by name or by an object of one's own.
         ranks: the data-parallel group.
     """
 
     def __init__(
-        self, answerer: Answerer, spec: RolloutSpec, advantage_scale: Literal["std", "none"], ranks: Ranks
+        self, answerer: Answerer, spec: RolloutSpec, advantage: AdvantageName | Advantage, ranks: Ranks
     ) -> None:
         self.answerer = answerer
         self.spec = spec
-        self.advantage_scale = advantage_scale
+        self.advantage = advantage
         self.ranks = ranks
+        self.uids: dict[int, str] = {}
+        """The problems' uids by draw number, of the last rollout."""
+        self._warned = not spec.truncates
 
-    def collect(self, batch: PromptBatch) -> Rollout:
+    def collect(self, batch: PromptBatch, penalty: Penalty | None = None) -> Rollout:
         """One rollout: P groups of G answers, with advantages.
 
         Global draw order decides everything: which groups are kept, the update each belongs to and the rank that
         trains on it. So neither the number of ranks nor the speed of one changes what is learnt.
+
+        Args:
+            batch: the problems, and the stream to draw more from.
+            penalty: sees this rank's experience with advantages of the unpunished rewards, and returns what to subtract
+                from the rewards; the advantages are then computed again.
+
+        Raises:
+            ValueError: the problems cannot be shared by updates and ranks, a prompt is too long, or the penalty is not
+                one finite number per sequence.
         """
+        self._warn_of_truncation()
         wanted = len(batch.problems)
         kept, filler, drawn = self._draw_groups(batch)
         missing = max(0, wanted - len(kept))
@@ -102,18 +84,34 @@ class Collector:
                 batch.rollout, len(kept), wanted, self.spec.max_rounds,
             )  # fmt: skip
         groups = sorted(kept[:wanted] + filler[:missing], key=lambda group: group.draw)
-        rewards = torch.tensor([self._rewards(group) for group in groups])
-        advantages = group_advantages(rewards, scale=self.advantage_scale)
+        self.uids = {group.draw: group.problem.uid for group in groups}
         masked = {group.draw for group in filler[:missing]}
-        advantages[torch.tensor([group.draw in masked for group in groups])] = 0.0
-
-        metrics = _metrics(groups, rewards, advantages) | {
+        trained = torch.tensor([group.draw not in masked for group in groups])
+        rewards = torch.tensor([self._rewards(group) for group in groups])
+        advantages = self._advantages(rewards, trained)
+        experience = self._experience(groups, rewards, advantages, batch)
+        metrics = {
             "rollout/problems_drawn": float(drawn),
             "rollout/surplus_groups": float(len(kept) - wanted + missing),
             "rollout/masked_groups": float(missing),
             "rollout/epoch": batch.stream.epoch,
         }
-        return Rollout(self._experience(groups, rewards, advantages, batch), groups, metrics)
+        if penalty is not None:
+            lost = self._penalties(experience, penalty).view_as(rewards)
+            metrics["rollout/penalty"] = float(lost.double().mean())
+            rewards = rewards - lost.to(rewards)
+            advantages = self._advantages(rewards, trained)
+            experience = self._experience(groups, rewards, advantages, batch)
+        return Rollout(experience, groups, metrics | _metrics(groups, rewards, advantages))
+
+    def _warn_of_truncation(self) -> None:
+        if not self._warned:
+            log.warning(
+                "rollout.top_p = %g, rollout.top_k = %d: answers are drawn from a part of the vocabulary, ratios and "
+                "entropies are of the full one (rollout.allow_truncated_sampling)",
+                self.spec.top_p, self.spec.top_k,
+            )  # fmt: skip
+            self._warned = True
 
     def _draw_groups(self, batch: PromptBatch) -> tuple[list[Group], list[Group], int]:
         """Groups to keep, groups to fill up with, and the number drawn; without dynamic sampling all are kept."""
@@ -148,6 +146,8 @@ class Collector:
             temperature=self.spec.temperature,
             template=batch.template,
             verifier=batch.verifier,
+            top_p=self.spec.top_p,
+            top_k=self.spec.top_k,
         )
         everywhere = [group for share in self.ranks.gather(groups) for group in share]
         return sorted(everywhere, key=lambda group: group.draw)
@@ -162,6 +162,24 @@ class Collector:
             )
 
         return [reward(*pair) for pair in zip(group.completions, group.verdicts, strict=True)]
+
+    def _advantages(self, rewards: Tensor, trained: Tensor) -> Tensor:
+        """`[P,G]`; groups that only fill up get 0, and have no part in what others are compared with."""
+        advantages = torch.zeros_like(rewards)
+        if trained.any():
+            advantages[trained] = estimate_advantages(self.advantage, rewards[trained])
+        return advantages
+
+    def _penalties(self, mine: Experience, penalty: Penalty) -> Tensor:
+        """What every answer of all ranks loses, in draw order, `[P*G]`."""
+        values = penalty(mine)
+        if values.shape != mine.row_key.shape:
+            raise ValueError(f"the penalty has shape {tuple(values.shape)} for {len(mine.row_key)} sequences")
+        shares = self.ranks.gather((mine.row_key.cpu(), values.detach().cpu()))
+        keys, lost = (torch.cat(tensors) for tensors in zip(*shares, strict=True))
+        if not lost.isfinite().all():
+            raise ValueError(f"the penalty of sequence {keys[~lost.isfinite()][0]} (row_key) is not finite")
+        return lost[keys.argsort()]
 
     def _experience(self, groups: list[Group], rewards: Tensor, advantages: Tensor, batch: PromptBatch) -> Experience:
         """The tensors of this rank's groups."""
@@ -179,11 +197,24 @@ class Collector:
             rewards=rewards[mine].flatten(),
             advantages=advantages[mine].flatten(),
             contributing=contributing[mine].flatten(),
+            right=torch.tensor([verdict.right for i in mine for verdict in groups[i].verdicts]),
             truncated=torch.tensor([completion.truncated for _, completion in rows]),
             update=torch.tensor([places[i][0] for i, _ in rows]),
             group=torch.tensor([groups[i].draw for i, _ in rows]),
             row_key=torch.tensor([groups[i].draw * batch.answers + completion.index for i, completion in rows]),
+            sampler_logp=_sampler_logp(groups, [completion for _, completion in rows]),
         )
+
+
+def _sampler_logp(groups: list[Group], mine: list[Completion]) -> Tensor | None:
+    """float32 `[S,T]`, NaN behind an answer's end; None on all ranks if the sampler was silent on one of them."""
+    if any(completion.logp is None for group in groups for completion in group.completions):
+        return None
+    longest = max(len(completion.token_ids) for completion in mine)
+    logp = torch.full((len(mine), longest), torch.nan, dtype=torch.float32)
+    for row, completion in enumerate(mine):
+        logp[row, : len(completion.token_ids)] = torch.frombuffer(completion.logp, dtype=torch.float32)
+    return logp
 
 
 def _metrics(groups: list[Group], rewards: Tensor, advantages: Tensor) -> dict[str, float]:

@@ -5,45 +5,34 @@ them does the statistics and the selection, the result is the same.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from forklight.algo.contexts import context_keys, share_entropy
-from forklight.algo.losses import ClipRange, clipped_policy_loss, k3_kl
-from forklight.algo.noise import hash_bits
-from forklight.algo.plan import Passes, Plan, make_plan
-from forklight.algo.selection import ForkSelection, select
-from forklight.algo.types import Chunk, Experience, ForkMask, LossOutput, TokenStats
+from forklight.algo.denominators import counted, kept_tokens, visit_factor, with_denominators
+from forklight.algo.plan import Passes, eligible_rows, make_plan
+from forklight.algo.terms import Loss, loss_terms
+from forklight.algo.types import Chunk, Experience, LossOutput, TokenBatch, TokenStats
 from forklight.models.policy import Policy
 from forklight.models.reference import Reference
+from forklight.rollout.choose import Chooser
+from forklight.rollout.lesson import Lesson, NonFiniteError
 from forklight.rollout.ranks import Ranks
+from forklight.rollout.statistics import Statistics, keep
 
-
-@dataclass
-class Lesson:
-    """A rollout's experience together with the plan of its visits."""
-
-    experience: Experience
-    plan: Plan
-    passes: Passes
-    rollout: int
-    """Number of the rollout: the noise of `keep: random` depends on it."""
-    watched: tuple[bool, ...]
-    """Per visit: whether any rank has rows whose entropies only the selection needs. All ranks then run that pass."""
+__all__ = ["Learner", "Lesson", "NonFiniteError"]
 
 
 class Learner:
     """The algorithm's settings, and the two things a step does with them.
 
     Args:
-        selection: which tokens carry gradient.
-        clip: the ratio's range.
-        kl_coef: weight of the KL term; 0 for none.
+        settings: what the loss is made of, the selection included.
         temperature: the sampling temperature.
+        length_limit: longest answer, in tokens.
         seed: the run's seed.
         ranks: the data-parallel group.
         context: the Trainer's precision context; hooks run outside of it, and without it the first ratio is not 1.
@@ -51,24 +40,39 @@ class Learner:
 
     def __init__(
         self,
-        selection: ForkSelection,
-        clip: ClipRange,
+        settings: Loss,
         *,
-        kl_coef: float = 0.0,
         temperature: float = 1.0,
+        length_limit: int = 1,
         seed: int = 0,
         ranks: Ranks | None = None,
         context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
-        self.selection = selection
-        self.clip = clip
-        self.kl_coef = kl_coef
+        self.settings = settings
+        self.selection = settings.selection
         self.temperature = temperature
-        self.seed = seed
+        self.length_limit = length_limit
         self.ranks = ranks or Ranks()
-        self.context = context
+        self.chooser = Chooser(settings, seed, self.ranks)
+        self.statistics = Statistics(settings, temperature, self.ranks, context)
 
-    def begin(self, experience: Experience, *, rollout: int, updates: int, micro_batches: int) -> Lesson:
+    def passes(self, updates: int, micro_batches: int) -> Passes:
+        """The passes of a rollout of K updates of A micro-batches.
+
+        Raises:
+            ValueError: the selection contradicts K.
+        """
+        return self.settings.passes(updates, micro_batches)
+
+    def begin(
+        self,
+        experience: Experience,
+        *,
+        rollout: int,
+        updates: int,
+        micro_batches: int,
+        uids: Mapping[int, str] | None = None,
+    ) -> Lesson:
         """Plans the visits of a rollout, before any pass over it.
 
         Args:
@@ -76,184 +80,166 @@ class Learner:
             rollout: number of the rollout.
             updates: K.
             micro_batches: A.
+            uids: the problems' uids by draw number.
         """
-        plan = make_plan(experience, self.selection, updates=updates, micro_batches=micro_batches, kl=self.kl_coef > 0)
-        passes = Passes.of(self.selection, updates=updates, micro_batches=micro_batches)
+        plan = make_plan(
+            experience,
+            self.selection,
+            updates=updates,
+            micro_batches=micro_batches,
+            others=self.settings.others,
+            ranked=self.settings.ranked,
+        )
         rows = torch.tensor([len(rows) for rows in plan.watch], device=experience.update.device)
-        watched = self.ranks.reduce(rows * self.selection.needs_entropy) > 0
-        return Lesson(experience, plan, passes, rollout, tuple(watched.tolist()))
+        watched = self.ranks.reduce(rows * self.settings.ranked) > 0
+        passes = self.passes(updates, micro_batches)
+        return Lesson(experience, plan, passes, rollout, tuple(watched.tolist()), uids or {})
 
     @torch.no_grad()
     def prepare_update(self, lesson: Lesson, update: int, policy: Policy, reference: Reference | None) -> None:
         """Statistics, selection and denominators that the update needs before its first visit."""
-        x, plan, passes = lesson.experience, lesson.plan, lesson.passes
-        updates = range(len(plan.train) // plan.micro_batches)
+        passes, plan = lesson.passes, lesson.plan
         if update == 0:
             dtype = torch.promote_types(policy.head_weight.dtype, torch.float32)
-            x = lesson.experience = self._allocate(lesson, len(updates), dtype, reference=reference is not None)
-            visits = [visit for u in updates for visit in plan.visits_of(u)]
+            lesson.experience = self._allocate(lesson, dtype)
+            visits = list(range(len(plan.train)))
             if reference is not None:
-                self._reference_pass(x, plan, visits, reference)
+                self.statistics.reference_pass(lesson, visits, reference)
             if passes.statistics:
-                self._statistics_pass(lesson, update, visits, policy)
+                self.statistics.policy_pass(lesson, update, visits, policy)
         elif passes.entropy_each_update:
-            self._statistics_pass(lesson, update, list(plan.visits_of(update)), policy)
+            self.statistics.policy_pass(lesson, update, list(plan.visits_of(update)), policy)
         if passes.select_in_forward:
             return
-        fixed = self.selection.entropy_of == "old" or not self.selection.needs_entropy
-        for u in (updates if update == 0 else ()) if fixed else (update,):
-            self._select_update(lesson, u)
+        if not passes.entropy_each_update:
+            if update == 0:
+                self.chooser.choose(lesson, range(lesson.updates))
+        else:
+            self.chooser.choose(lesson, range(update, update + 1))
+        self._count_kept(lesson)
 
     def loss(self, lesson: Lesson, visit: int, policy: Policy) -> tuple[Tensor, dict[str, Tensor]]:
         """The visit's share of the loss, scaled so that accumulation and data parallelism give the update's loss.
 
         Returns:
             The scalar to call backward on (Lightning divides it by A, data parallelism by the ranks), and detached
-            sums for `train/`.
+            sums for the curves.
         """
-        x, plan = lesson.experience, lesson.plan
+        x, plan, settings = lesson.experience, lesson.plan, self.settings
         update = visit // plan.micro_batches
         chunk = x.chunk(plan.train[visit])
-        watched = x.chunk(plan.watch[visit])
         if lesson.passes.select_in_forward and lesson.watched[visit]:
-            _write(x.entropy, watched, self._stats(policy, watched).entropy)
+            watched = x.chunk(plan.watch[visit])
+            keep(x, watched, self.statistics.of(lesson, watched, policy))
 
         def loss_of(stats: TokenStats) -> LossOutput:
+            self.statistics.check(lesson, chunk, stats)
             if lesson.passes.select_in_forward or not lesson.passes.statistics:
-                _write(x.entropy, chunk, stats.entropy)
+                keep(x, chunk, stats)
             if lesson.passes.select_in_forward:
-                self._select_visit(lesson, visit)
-            return self._terms(x, chunk, stats, fold_old=lesson.passes.fold_old)
+                with torch.no_grad():
+                    self.chooser.choose_visit(lesson, visit)
+                    self._count_kept(lesson)
+            sampler_logp = None if x.sampler_logp is None else chunk.read(x.sampler_logp)
+            return loss_terms(self._tokens(lesson, chunk, stats), settings, sampler_logp)
 
-        out = policy(chunk, self.temperature, loss_of)
+        out = policy(
+            chunk,
+            self.temperature,
+            loss_of,
+            entropy_temperature=self.statistics.entropy_temperature,
+            entropy_grad=settings.entropy_coef > 0,
+        )
         assert isinstance(out, LossOutput)
-        assert x.denominator is not None and x.answer_tokens is not None
-        shares = plan.micro_batches * self.ranks.size
-        total = out.policy_sum * _inverse(x.denominator[update], shares)
-        if out.kl_sum is not None:
-            total = total + out.kl_sum * (self.kl_coef * _inverse(x.answer_tokens[update], shares))
-        return total, out.metrics
-
-    def _terms(self, x: Experience, chunk: Chunk, stats: TokenStats, *, fold_old: bool) -> LossOutput:
-        """Clipped policy loss over the forking tokens, KL over all answer tokens."""
-        logp = stats.logp
-        old_logp = logp.detach() if fold_old else _read(x.old_logp, chunk)
-        advantages = x.advantages[chunk.rows][:, None].expand_as(chunk.answer_mask)[chunk.answer_mask]
-        fork_mask = _read(x.fork_mask, chunk)
-        policy_sum, metrics = clipped_policy_loss(logp, old_logp, advantages.to(logp.dtype), fork_mask, self.clip)
-        metrics["policy_loss_sum"] = policy_sum.detach()
-        if x.ref_logp is None:
-            return LossOutput(policy_sum, None, metrics)
-        kl_sum = k3_kl(logp, _read(x.ref_logp, chunk), torch.ones_like(fork_mask))
-        metrics["kl_sum"] = kl_sum.detach()
-        return LossOutput(policy_sum, kl_sum, metrics)
+        return self._scaled(lesson, update, visit, out), out.metrics
 
     def eligible(self, x: Experience) -> Tensor:
         """The tokens that the selection chooses from, bool `[S,T]`."""
-        return x.answer_mask & x.contributing[:, None] if self.selection.over == "contributing" else x.answer_mask
+        return self.chooser.eligible(x)
 
-    def _allocate(self, lesson: Lesson, updates: int, dtype: torch.dtype, *, reference: bool) -> Experience:
-        """Room for what the passes will find, and the denominators, which lengths alone decide."""
-        x, plan = lesson.experience, lesson.plan
-        shape, device = x.answer_mask.shape, x.input_ids.device
-        eligible = self.eligible(x).sum(1)
-        tokens = torch.zeros(updates, 2, dtype=torch.int64, device=device)
-        tokens.index_add_(0, x.update, torch.stack([eligible, x.answer_length], 1))
-        selected = torch.zeros(updates, dtype=torch.int64, device=device)
-        if self.selection.scope == "micro_batch_rank":
-            for visit in range(len(plan.train)):
-                selected[visit // plan.micro_batches] += self.selection.kept(int(eligible[plan.looked_at(visit)].sum()))
-            selected = self.ranks.reduce(selected)
-        tokens = self.ranks.reduce(tokens)
-        if self.selection.scope == "update":
-            selected = torch.tensor([self.selection.kept(n) for n in tokens[:, 0].tolist()], device=device)
-        nan = torch.full(shape, torch.nan, dtype=dtype, device=device)
-        return replace(
-            x,
-            old_logp=None if lesson.passes.fold_old else nan,
-            entropy=nan.clone(),
-            ref_logp=nan.clone() if reference else None,
-            fork_mask=torch.zeros(shape, dtype=torch.bool, device=device),
-            threshold=torch.full((updates,), torch.nan, dtype=dtype, device=device),
-            denominator=(selected if self.selection.denominator == "selected" else tokens[:, 0]).double(),
-            answer_tokens=tokens[:, 1].double(),
-        )
+    def _scaled(self, lesson: Lesson, update: int, visit: int, out: LossOutput) -> Tensor:
+        """The sum of the terms, each over its denominator, times A and the ranks; metrics get the same factor."""
+        x, settings = lesson.experience, self.settings
+        assert x.denominator is not None and x.whole is not None
+        shares = lesson.plan.micro_batches * self.ranks.size
+        factor = self._visit_factor(lesson, visit)
+        masked = factor * _inverse(x.denominator[update], shares)
+        whole = _inverse(x.whole[update], shares)
+        total = out.policy_sum * masked
+        out.metrics["policy_loss_sum"] *= factor
+        for name, term, coef in (
+            ("kl", out.kl_sum, settings.kl.coef),
+            ("entropy", out.entropy_sum, -settings.entropy_coef),
+        ):
+            if term is not None:
+                in_mask = name in self.selection.terms
+                total = total + term * (coef * (masked if in_mask else whole))
+                out.metrics[f"{name}_loss_sum"] *= factor if in_mask else 1.0
+        return total
 
-    def _statistics_pass(self, lesson: Lesson, update: int, visits: list[int], policy: Policy) -> None:
-        """Entropies, and old log-probs if wanted, of the same rows that the training forward will see."""
-        x, plan, passes = lesson.experience, lesson.plan, lesson.passes
-        for visit in visits:
-            # current entropies are due at the update itself, or inside its forward
-            later = passes.select_in_forward or (passes.entropy_each_update and visit // plan.micro_batches != update)
-            watch = lesson.watched[visit] and not later
-            for rows in (plan.train[visit], plan.watch[visit]) if watch else (plan.train[visit],):
-                chunk = x.chunk(rows)
-                stats = self._stats(policy, chunk)
-                _write(x.entropy, chunk, stats.entropy)
-                if update == 0 and not passes.fold_old:
-                    _write(x.old_logp, chunk, stats.logp)
+    def _visit_factor(self, lesson: Lesson, visit: int) -> float:
+        if self.selection.denominator != "micro_batch":
+            return 1.0
+        x, rows = lesson.experience, lesson.plan.looked_at(visit)
+        sequences = int(eligible_rows(x, self.selection)[rows].sum())
+        return visit_factor(sequences, int(_there(x.fork_mask)[rows].sum()))
 
-    def _reference_pass(self, x: Experience, plan: Plan, visits: list[int], reference: Reference) -> None:
-        for visit in visits:
-            chunk = x.chunk(plan.train[visit])
-            with self.context():
-                _write(x.ref_logp, chunk, reference.stats(chunk, self.temperature).logp)
-
-    @torch.no_grad()
-    def _stats(self, policy: Policy, chunk: Chunk) -> TokenStats:
-        with self.context():
-            stats = policy(chunk, self.temperature)
-        assert isinstance(stats, TokenStats)
-        return stats
-
-    def _select_update(self, lesson: Lesson, update: int) -> None:
-        """The masks of an update: one selection over all ranks, or one per micro-batch of this rank."""
-        if self.selection.scope == "update":
-            rows = (lesson.experience.update == update).nonzero().flatten()
-            self._select(lesson, rows, update, over_ranks=True)
-        else:
-            for visit in lesson.plan.visits_of(update):
-                self._select(lesson, lesson.plan.looked_at(visit), update, over_ranks=False)
-
-    def _select_visit(self, lesson: Lesson, visit: int) -> None:
-        """The selection inside a training forward: over the micro-batch, which is the whole update if A = 1."""
-        over_ranks = self.selection.scope == "update"
-        self._select(lesson, lesson.plan.looked_at(visit), visit // lesson.plan.micro_batches, over_ranks=over_ranks)
-
-    @torch.no_grad()
-    def _select(self, lesson: Lesson, rows: Tensor, update: int, *, over_ranks: bool) -> ForkMask:
+    def _tokens(self, lesson: Lesson, chunk: Chunk, stats: TokenStats) -> TokenBatch:
+        """What the objective sees of the visit."""
         x = lesson.experience
-        assert x.entropy is not None and x.fork_mask is not None and x.threshold is not None
-        entropy, eligible = x.entropy[rows], self.eligible(x)[rows]
-        if self.selection.needs_entropy:
-            entropy = share_entropy(entropy, context_keys(x.answer_ids[rows], x.group[rows]), eligible)
-        found = select(
-            entropy,
-            eligible,
-            self.selection,
-            row_key=x.row_key[rows],
-            seed=int(hash_bits(self.seed, lesson.rollout)),
-            reduce=self.ranks.reduce if over_ranks else None,
+        assert x.fork_mask is not None
+        per_row = x.advantages[chunk.rows].to(stats.logp.dtype)
+        return TokenBatch(
+            logp=stats.logp,
+            old_logp=stats.logp.detach() if lesson.passes.fold_old else chunk.read(_there(x.old_logp)),
+            advantages=per_row[chunk.row],
+            fork_mask=chunk.read(x.fork_mask),
+            eligible=chunk.read(self.eligible(x)),
+            row=chunk.row,
+            rows=len(chunk.rows),
+            entropy=stats.entropy,
+            ref_logp=None if x.ref_logp is None else chunk.read(x.ref_logp),
+            cov_mask=None if x.cov_mask is None else chunk.read(x.cov_mask),
         )
-        x.fork_mask[rows] = found.mask
-        x.threshold[update] = found.threshold
-        return found
+
+    def _allocate(self, lesson: Lesson, dtype: torch.dtype) -> Experience:
+        """Room for what the passes will find, and the denominators that lengths alone decide."""
+        x = lesson.experience
+        shape, device = x.answer_mask.shape, x.input_ids.device
+        nan = torch.full(shape, torch.nan, dtype=dtype, device=device)
+        covariance = self.settings.objective.covariance is not None
+        x = replace(
+            x,
+            old_logp=None if lesson.passes.fold_old else nan.clone(),
+            entropy=nan,
+            logp=nan.clone() if self.selection.needs_logp or covariance else None,
+            ref_logp=nan.clone() if self.settings.reference_in_loss else None,
+            fork_mask=torch.zeros(shape, dtype=torch.bool, device=device),
+            cov_mask=torch.zeros(shape, dtype=torch.bool, device=device) if covariance else None,
+            threshold=torch.full(shape[:1], torch.nan, dtype=dtype, device=device),
+        )
+        return with_denominators(
+            x,
+            lesson.plan,
+            self.selection,
+            self.settings.objective.aggregate,
+            updates=lesson.updates,
+            length_limit=self.length_limit,
+            reduce=self.ranks.reduce,
+        )
+
+    def _count_kept(self, lesson: Lesson) -> None:
+        """The denominators that only the masks decide."""
+        if not counted(self.selection, self.settings.objective.aggregate, updates=lesson.updates):
+            kept = kept_tokens(lesson.experience, lesson.updates, self.ranks.reduce)
+            lesson.experience = replace(lesson.experience, denominator=kept)
+
+
+def _there(values: Tensor | None) -> Tensor:
+    assert values is not None
+    return values
 
 
 def _inverse(denominator: Tensor, shares: int) -> float:
     """Shares / denominator; 0 for an update without a single token, whose loss is 0 already."""
     return shares / float(denominator) if denominator > 0 else 0.0
-
-
-def _read(values: Tensor | None, chunk: Chunk) -> Tensor:
-    """The values of the chunk's N answer tokens, `[N]`."""
-    assert values is not None
-    return values[chunk.rows][:, : chunk.answer_mask.shape[1]][chunk.answer_mask]
-
-
-def _write(values: Tensor | None, chunk: Chunk, tokens: Tensor) -> None:
-    """Puts the values of the chunk's N answer tokens into `[S,T]`, in place."""
-    assert values is not None
-    row = chunk.rows[:, None].expand_as(chunk.answer_mask)[chunk.answer_mask]
-    column = torch.arange(chunk.answer_mask.shape[1], device=chunk.rows.device).expand_as(chunk.answer_mask)
-    values[row, column[chunk.answer_mask]] = tokens.detach().to(values.dtype)

@@ -2,18 +2,37 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from forklight.models.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How answers are sampled: from the full vocabulary, never cut by top-p or top-k."""
+    """How answers are sampled. The vocabulary is cut only where `top_k` or `top_p` say so: by top-k first."""
 
     max_new_tokens: int
     temperature: float
     eos_ids: tuple[int, ...]
+    top_p: float = 1.0
+    """Draw from the smallest set of most probable tokens whose probability reaches this; 1 is the whole vocabulary."""
+    top_k: int = 0
+    """Draw from so many most probable tokens; 0 is the whole vocabulary."""
+
+    def __post_init__(self) -> None:
+        """Refuses cuts that leave nothing to draw from."""
+        if not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(f"top_p = {self.top_p} must lie in (0, 1] and top_k = {self.top_k} must be at least 0")
+
+
+class Sampled(NamedTuple):
+    """The tokens of one answer and how probable they were."""
+
+    token_ids: list[int]
+    """EOS included, where one was sampled."""
+    logp: Sequence[float] | None
+    """Natural log of the probability each token was drawn with: at the decoding's temperature, renormalised after
+    top-k and top-p; 0 for greedy answers. None if the engine cannot tell."""
 
 
 @runtime_checkable
@@ -25,7 +44,7 @@ class Sampler(Protocol):
 
     def sample(
         self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: Decoding
-    ) -> list[list[list[int]]]:
+    ) -> list[list[Sampled]]:
         """Samples some answers to each prompt.
 
         Args:
@@ -33,8 +52,8 @@ class Sampler(Protocol):
             keys: one 64-bit key per prompt; the noise of a token depends on the key, the answer's number and the
                 token's position alone, so neither batch nor rank nor resume changes it.
             answers: answers per prompt.
-            decoding: length, temperature and the tokens that end an answer.
+            decoding: length, temperature, the part of the vocabulary to draw from and the tokens that end an answer.
 
         Returns:
-            Token ids by prompt and answer, EOS included where one was sampled.
+            The answers by prompt and number.
         """

@@ -3,21 +3,24 @@
 import re
 import shlex
 import socket
+from math import isfinite
 from pathlib import Path
 
 import pytest
 import yaml
-from toy_runs import run
+from toy_runs import curves, fit, run
 
 from forklight.cli import main
+from forklight.presets import expand
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = [path.relative_to(CONFIGS).as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
-CONTENTS = {name: yaml.safe_load((CONFIGS / name).read_text()) for name in FILES}
+CONTENTS = {name: expand(yaml.safe_load((CONFIGS / name).read_text())) for name in FILES}
 WHOLE = [name for name in FILES if "model" in CONTENTS[name] and not name.startswith("overlay/")]
 RLVR = [name for name in WHOLE if CONTENTS[name]["model"]["class_path"] == "forklight.module.ForkGRPOModule"]
-STACKS = [(name,) for name in WHOLE] + [(base, name) for name in FILES if name not in WHOLE for base in RLVR]
-"""Every config alone, and every overlay over each config that it may be meant for."""
+OVERLAYS = [name for name in FILES if name not in WHOLE]
+STACKS = [(name,) for name in WHOLE] + [("math/qwen3-1.7b.yaml", f"overlay/{name}.yaml") for name in ("gspo", "archer")]
+"""Every config alone, and overlays of other classes over one that has arguments of its own for the class before."""
 README = (CONFIGS / "README.md").read_text()
 
 
@@ -76,6 +79,18 @@ def test_a_config_without_downloads_runs(name, tmp_path):
     more = ("--trainer.fast_dev_run", "true", "--model.policy.path", "tiny", "--model.policy.random_init", "true")
     run("fit", tmp_path / "run", *more, config=CONFIGS / name)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_trains(name, tmp_path):
+    more = ("--config", CONFIGS / name, "--data.val", "null", "--data.updates_per_rollout", "2")
+    fit(tmp_path / "run", *more, "--model.policy.random_init", "false", steps=2)
+    kept = yaml.safe_load((tmp_path / "run" / "config-0.yaml").read_text())
+    assert lost(CONTENTS[name], kept) == []
+    found = dict(curves(tmp_path / "run")["train/policy_loss"])
+    assert set(found) == {1, 2}
+    assert all(isfinite(value) for value in found.values())
+    assert any(found.values())
 
 
 @pytest.fixture

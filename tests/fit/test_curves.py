@@ -21,16 +21,29 @@ def steps(points):
     return [step for step, _ in points]
 
 
-def test_every_curve_is_in_one_of_five_groups(found):
-    assert {tag.split("/")[0] for tag in found} == {"rollout", "train", "fork", "val", "time"}
+PER_UPDATE = {
+    "train": "policy_loss ratio ratio_max clip_low clip_high clip_dual approx_kl grad_norm tokens lr",
+    "fork": "threshold kept_share kept_share_right kept_share_wrong kept_share_first_third kept_share_last_third "
+    "kept_share_min kept_share_max entropy_mean entropy_kept entropy_dropped types types_share overlap_random "
+    "ratio_kept ratio_dropped clip_kept clip_dropped kl_kept kl_dropped",
+    "mismatch": "ess_kept ess_dropped kl_kept kl_dropped ratio_max_kept ratio_max_dropped",
+    "rollout": "empty_updates",
+}
+
+
+def test_every_curve_is_in_one_of_six_groups(found):
+    assert {tag.split("/")[0] for tag in found} == {"rollout", "train", "fork", "mismatch", "val", "time"}
 
 
 def test_what_an_update_did_stands_at_its_number(found):
-    per_update = {tag for tag in found if tag.startswith(("train/", "fork/"))} | {"rollout/empty_updates"}
-    expected = {"train/policy_loss", "train/grad_norm", "train/ratio", "train/tokens", "train/lr", "fork/threshold"}
-    assert per_update >= expected | {"fork/kept_share", "fork/entropy_mean"}
-    for tag in per_update:
+    expected = {f"{group}/{name}" for group, names in PER_UPDATE.items() for name in names.split()}
+    groups = ("train/", "fork/", "mismatch/")
+    assert {tag for tag in found if tag.startswith(groups)} == expected - {"rollout/empty_updates"} | {
+        "fork/overlap_previous"
+    }
+    for tag in expected:
         assert steps(found[tag]) == list(range(1, K * ROLLOUTS + 1)), tag
+    assert steps(found["fork/overlap_previous"]) == list(range(2, K * ROLLOUTS + 1))
 
 
 def test_a_rollout_stands_at_the_first_update_it_feeds(found):
@@ -60,11 +73,16 @@ def test_scores_stand_at_the_updates_before_them(found):
 def test_values_are_what_their_names_say(found):
     values = {tag: [value for _, value in points] for tag, points in found.items()}
     assert all(math.isfinite(value) for tag in values for value in values[tag])
-    for tag in ("rollout/reward", "rollout/right", "fork/kept_share", "train/clip_high", "val/toy/avg@2"):
-        assert all(0 <= value <= 1 for value in values[tag]), tag
+    shares = {tag for tag in found if "share" in tag or "clip" in tag or "overlap" in tag or "ess" in tag}
+    for tag in shares | {"rollout/reward", "rollout/right", "val/toy/avg@2"}:
+        assert all(0 <= value <= 1 + 1e-6 for value in values[tag]), tag
     assert values["rollout/epoch"] == sorted(values["rollout/epoch"])
     assert values["train/ratio"][::K] == pytest.approx([1.0] * ROLLOUTS, abs=1e-6)
     # Linear warm-up, stepped once per update: the rate of update n.
     assert values["train/lr"][:9] == pytest.approx([1e-2 * (0.1 + 0.9 * n / 10) for n in range(1, 10)], rel=1e-5)
     for kept, mean, dropped in zip(*(values[f"fork/entropy_{x}"] for x in ("kept", "mean", "dropped")), strict=True):
         assert kept >= mean >= dropped > 0
+    # the sampler and the trainer are one model: they disagree by rounding
+    for part in ("kept", "dropped"):
+        assert values[f"mismatch/ess_{part}"] == pytest.approx([1.0] * K * ROLLOUTS, abs=1e-6)
+        assert values[f"mismatch/ratio_max_{part}"] == pytest.approx([1.0] * K * ROLLOUTS, abs=1e-4)

@@ -165,7 +165,7 @@ def test_without_evaluation_sets_checkpoints_are_still_written(tmp_path):
 
 def test_a_kl_term_keeps_no_reference_in_the_checkpoint(finished, tmp_path):
     base = ("--model.policy.path", finished / "policy", "--model.policy.random_init", "false")
-    fit(tmp_path / "run", *base, "--model.kl_coef", "0.1")
+    fit(tmp_path / "run", *base, "--model.kl.coef", "0.1")
     assert checkpoint(tmp_path / "run", 2)["state_dict"].keys() == checkpoint(finished, 2)["state_dict"].keys()
     kl = dict(curves(tmp_path / "run")["train/kl"])
     assert kl[1] == pytest.approx(0.0, abs=1e-6)
@@ -236,11 +236,11 @@ def test_the_number_of_micro_batches_may_not_change_inside_a_rollout(tmp_path, c
 def test_settings_in_a_checkpoint_do_not_override_the_command_line(folder, tmp_path):
     path = tmp_path / "foreign.ckpt"
     state = checkpoint(folder, 2)
-    state["hyper_parameters"] = {"kl_coef": 0.5, "_class_path": "forklight.module.ForkGRPOModule"}
+    state["hyper_parameters"] = {"entropy_coef": 0.5, "_class_path": "forklight.module.ForkGRPOModule"}
     torch.save(state, path)
     fit(tmp_path / "other", "--ckpt_path", path, "--model.optimizer.lr", "0.5", steps=3)
     found = curves(tmp_path / "other")
-    assert "train/kl" not in found
+    assert "train/entropy" not in found
     assert [step for step, _ in found["train/grad_norm"]] == [3]
 
 

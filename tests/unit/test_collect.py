@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import EOS, VOCABULARY, load, on_ranks, write_model
 
-from forklight.algo.advantages import group_advantages
+from forklight.algo.advantages import estimate_advantages, group_advantages
 from forklight.algo.plan import update_and_rank
 from forklight.data.prompts import PromptTemplate
 from forklight.data.visits import ProblemStream, PromptBatch
@@ -13,6 +13,7 @@ from forklight.rollout.answers import Answerer
 from forklight.rollout.collect import Collector, RolloutSpec
 from forklight.rollout.hf import HFSampler
 from forklight.rollout.ranks import Ranks
+from forklight.rollout.sampler import Sampled
 from forklight.types import Problem, Verdict
 from forklight.verify import CountdownVerifier
 from forklight.verify.shaping import soft_overlong
@@ -42,12 +43,34 @@ def problems_with(*golds, count=40):
     ]
 
 
+class Untold(HFSampler):
+    """Keeps log-probabilities to itself, or tells them but for the last token."""
+
+    def __init__(self, policy, last_only=False):
+        super().__init__()
+        self.sync(policy)
+        self.last_only = last_only
+
+    def sample(self, *args):
+        groups = super().sample(*args)
+        return [[Sampled(ids, logp[:-1] if self.last_only else None) for ids, logp in group] for group in groups]
+
+
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def path(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def policy(path):
+    return load(path, "float32")
+
+
+@pytest.fixture(scope="module")
+def engine(path, policy):
     """A synced sampler and the tokenizer of a random policy."""
-    path = write_model(tmp_path_factory.mktemp("policy"))
     sampler = HFSampler()
-    sampler.sync(load(path, "float32"))
+    sampler.sync(policy)
     return sampler, load_tokenizer(PolicyConfig(path=path))
 
 
@@ -55,9 +78,9 @@ def answerer_of(engine, max_positions=64):
     return Answerer(*engine, (EOS, 4, 5, 6), seed=3, max_positions=max_positions)
 
 
-def collector_of(engine, *, ranks=None, scale="std", **settings):
+def collector_of(engine, *, ranks=None, advantage="grpo", **settings):
     spec = RolloutSpec(**{"max_new_tokens": LENGTH, **settings})
-    return Collector(answerer_of(engine), spec, scale, ranks or Ranks())
+    return Collector(answerer_of(engine), spec, advantage, ranks or Ranks())
 
 
 def batch_of(problems, *, wanted=P, updates=1, rollout=0, verifier=None):
@@ -101,7 +124,7 @@ def test_experience_holds_what_was_sampled_and_judged(engine):
         assert (x.prompt_length[row], x.answer_length[row]) == (prompt, answer)
         assert x.input_ids[row, : prompt + answer].tolist() == [*group.prompt_ids, *completion.token_ids]
         assert not x.input_ids[row, prompt + answer :].any()
-        assert x.rewards[row] == verdict.right == (verdict.outcome == "right")
+        assert x.rewards[row] == x.right[row] == verdict.right == (verdict.outcome == "right")
         assert x.truncated[row] == completion.truncated == (completion.token_ids[-1] not in (EOS, 4, 5, 6))
         assert x.group[row] == group.draw
         assert (completion.uid, completion.index) == (group.problem.uid, number)
@@ -114,11 +137,60 @@ def test_experience_holds_what_was_sampled_and_judged(engine):
     assert not x.truncated.all()
 
 
-def test_groups_without_a_spread_scale(engine):
+@pytest.mark.parametrize("name", ["dr_grpo", "batch_std", "rloo", "reinforce_pp", "reinforce_pp_baseline"])
+def test_advantages_by_name(engine, name):
+    x = collector_of(engine, advantage=name).collect(batch_of(problems_with("odd", "wrong"))).experience
+    expected = estimate_advantages(name, x.rewards.view(P, G))
+    assert torch.equal(x.advantages, expected.flatten())
+    assert not torch.equal(x.advantages, group_advantages(x.rewards.view(P, G)).flatten())
+    assert torch.equal(x.contributing, (expected != 0).any(1).repeat_interleave(G))
+
+
+class Signed:
+    """An advantage of one's own: 1 for a right answer and -1 for another."""
+
+    def advantages(self, rewards, values=None):
+        return 2 * rewards - 1
+
+
+def test_advantages_of_ones_own(engine):
+    x = collector_of(engine, advantage=Signed()).collect(batch_of(problems_with("odd"))).experience
+    assert torch.equal(x.advantages, 2 * x.rewards - 1)
+    assert x.contributing.all()
+
+
+def test_sampler_log_probabilities_are_those_of_the_policy(engine, policy):
+    x = collector_of(engine, temperature=0.8).collect(batch_of(problems_with("odd"))).experience
+    mask = x.answer_mask
+    assert x.sampler_logp.dtype == torch.float32
+    assert x.sampler_logp.shape == mask.shape
+    assert torch.equal(x.sampler_logp.isnan(), ~mask)
+    with torch.no_grad():
+        logp = policy(x.chunk(torch.arange(P * G)), 0.8).logp
+    torch.testing.assert_close(x.sampler_logp[mask], logp, rtol=1e-5, atol=1e-5)
+    assert logp.min() < -2
+
+
+def test_a_sampler_may_keep_log_probabilities_to_itself(engine, policy):
     batch = batch_of(problems_with("odd"))
-    x = collector_of(engine, scale="none").collect(batch).experience
-    rewards = x.rewards.view(P, G)
-    assert torch.equal(x.advantages.view(P, G), rewards - rewards.mean(1, keepdim=True))
+    rollout = collector_of((Untold(policy), engine[1])).collect(batch)
+    assert rollout.experience.sampler_logp is None
+    told = collector_of(engine).collect(batch_of(problems_with("odd")))
+    assert rollout.groups == told.groups  # the same answers
+    assert torch.equal(rollout.experience.advantages, told.experience.advantages)
+
+
+def test_all_ranks_know_that_one_sampler_told_nothing(engine, policy):
+    def collect(ranks):
+        sampler = Untold(policy) if ranks.rank else engine[0]
+        return collector_of((sampler, engine[1]), ranks=ranks).collect(batch_of(problems_with("odd"))).experience
+
+    assert [x.sampler_logp for x in on_ranks(2, collect)] == [None, None]
+
+
+def test_a_log_probability_too_few_is_an_error(engine, policy):
+    with pytest.raises(ValueError, match=r"Untold tells \d+ log-probabilities for answer 0 to problem .* tokens"):
+        collector_of((Untold(policy, last_only=True), engine[1])).collect(batch_of(problems_with("odd")))
 
 
 def test_countdown_answers_are_judged_by_their_verifier(engine):
@@ -186,10 +258,13 @@ def test_two_ranks_collect_what_one_does(engine, updates, dynamic):
                 "rewards",
                 "advantages",
                 "contributing",
+                "right",
                 "truncated",
                 "update",
             ):
                 assert getattr(share, name)[row] == getattr(x, name)[twin]
+            answer = slice(int(share.answer_length[row]))
+            torch.testing.assert_close(share.sampler_logp[row, answer], x.sampler_logp[twin, answer])
             found.append(key)
     assert sorted(found) == sorted(x.row_key.tolist())
     # the number drawn is rounded up to the ranks: it decides the surplus and nothing else
@@ -281,6 +356,86 @@ def test_overlong_punishment_reaches_rewards_and_advantages(engine):
     assert rollout.metrics["rollout/right"] == right.mean()
 
 
+def punish(x):
+    return 0.25 * x.truncated + 0.125 * x.answer_length.double() / LENGTH + 0.5 * (x.group == 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_penalty_lowers_rewards_and_moves_advantages(engine, ranks, updates):
+    plain = collector_of(engine).collect(batch_of(problems_with("odd", "wrong")))
+    seen = {}
+
+    def penalty(x):
+        seen.update(zip(x.row_key.tolist(), x.advantages.tolist(), strict=True))
+        return punish(x)
+
+    def collect(ranks):
+        batch = batch_of(problems_with("odd", "wrong"), updates=updates)
+        return collector_of(engine, ranks=ranks).collect(batch, penalty)
+
+    punished = on_ranks(ranks, collect)
+    x, lost = plain.experience, punish(plain.experience)
+    assert seen == dict(zip(x.row_key.tolist(), x.advantages.tolist(), strict=True))
+    rewards = x.rewards - lost.float()
+    advantages = group_advantages(rewards.view(P, G)).flatten()
+    assert (x.contributing & (advantages != x.advantages)).any()
+    assert (~x.contributing & (advantages != 0)).any()  # wrong answers that differ by their penalty
+    for rollout in punished:
+        share = rollout.experience
+        assert torch.equal(share.rewards, rewards[share.row_key])
+        assert torch.equal(share.advantages, advantages[share.row_key])
+        assert torch.equal(share.contributing, (advantages != 0).view(P, G).any(1)[share.group])
+        assert torch.equal(share.right, x.right[share.row_key])
+        assert rollout.metrics["rollout/penalty"] == pytest.approx(lost.mean().item(), rel=1e-12)
+        assert rollout.metrics["rollout/reward"] == pytest.approx(rewards.mean().item())
+    assert sorted(key for rollout in punished for key in rollout.experience.row_key.tolist()) == list(range(P * G))
+    assert "rollout/penalty" not in plain.metrics
+
+
+def test_a_penalty_gives_groups_that_only_fill_up_no_advantage(engine):
+    batch = batch_of(problems_with("wrong", "wrong", "odd"), wanted=8)
+    rollout = collector_of(engine, dynamic_sampling=True, max_rounds=1, advantage="batch_std").collect(batch, punish)
+    x, mixed = rollout.experience, torch.tensor([group.mixed for group in rollout.groups])
+    assert 0 < mixed.sum() < 8
+    expected = torch.zeros(8, G)
+    expected[mixed] = estimate_advantages("batch_std", x.rewards.view(8, G)[mixed])
+    assert torch.equal(x.advantages, expected.flatten())
+    assert torch.equal(x.contributing, mixed.repeat_interleave(G))
+
+
+@pytest.mark.parametrize(
+    ("penalty", "match"),
+    [
+        (lambda x: x.rewards[:-1], r"shape \(15,\) for 16 sequences"),
+        (lambda x: torch.where(x.row_key == 5, torch.nan, 0.0), r"sequence 5 .*not finite"),
+    ],
+)
+def test_a_penalty_must_be_one_finite_number_per_sequence(engine, penalty, match):
+    with pytest.raises(ValueError, match=match):
+        collector_of(engine).collect(batch_of(problems_with("odd")), penalty)
+
+
+def test_truncated_sampling_warns_once_and_renormalises(engine, policy, caplog):
+    collector = collector_of(engine, top_k=2, allow_truncated_sampling=True)
+    with caplog.at_level(logging.WARNING):
+        x = collector.collect(batch_of(problems_with("odd"))).experience
+        collector.collect(batch_of(problems_with("odd"), rollout=1))
+    assert [record.message for record in caplog.records if "rollout.top_k = 2" in record.message] == caplog.messages
+    assert len(caplog.messages) == 1
+    with torch.no_grad():
+        logp = policy(x.chunk(torch.arange(P * G)), 1.0).logp
+    told = x.sampler_logp[x.answer_mask]
+    assert (told >= logp - 1e-5).all()
+    assert (told > logp + 0.1).any()
+
+
+def test_the_whole_vocabulary_gives_no_warning(engine, caplog):
+    with caplog.at_level(logging.WARNING):
+        collector_of(engine, allow_truncated_sampling=True).collect(batch_of(problems_with("odd")))
+    assert not caplog.messages
+
+
 def test_a_prompt_that_leaves_no_room_is_an_error_with_the_numbers(engine):
     problems = [*problems_with("odd", count=3), Problem.make("w2 " * 57, "odd", "long")]
     match = rf"problem {problems[3].uid} has a prompt of 57 tokens; .*max_new_tokens = 8 .*65, more than the 64"
@@ -313,6 +468,11 @@ def test_no_problems_are_no_groups(engine):
         ({"temperature": float("nan")}, r"rollout\.temperature = nan"),
         ({"max_new_tokens": 8, "overlong_buffer": 9}, r"rollout\.overlong_buffer = 9 .*rollout\.max_new_tokens = 8"),
         ({"overlong_buffer": -1}, r"rollout\.overlong_buffer = -1"),
+        ({"top_p": 0.0, "allow_truncated_sampling": True}, r"rollout\.top_p = 0\.0"),
+        ({"top_p": 1.01}, r"rollout\.top_p = 1\.01"),
+        ({"top_k": -1, "allow_truncated_sampling": True}, r"rollout\.top_k = -1"),
+        ({"top_p": 0.9}, r"rollout\.top_p = 0\.9 .*ratio is biased.*rollout\.allow_truncated_sampling: true"),
+        ({"top_k": 20}, r"rollout\.top_k = 20 .*entropies are of the full vocabulary.*allow_truncated_sampling: true"),
     ],
 )
 def test_settings_that_cannot_be_trained_with_are_errors(settings, key):

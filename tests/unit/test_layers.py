@@ -19,7 +19,7 @@ LAYERS = [
     {"algo", "metrics", "verify"},
     {"data", "models"},
     {"rollout"},
-    {"module", "supervised", "run_folder"},
+    {"module", "supervised", "run_folder", "presets"},
     {"callbacks", "analysis"},
     {"cli"},
     {"__main__"},

@@ -6,21 +6,26 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from oracle import expected_update
+from oracle import expected_update, stats_of
 from tiny import experience, load, on_ranks, rows_of, write_model
 
+from forklight.algo import objectives
+from forklight.algo.correction import Correction
+from forklight.algo.kl import KLTerm
 from forklight.algo.losses import ClipRange
 from forklight.algo.noise import hash_bits
 from forklight.algo.plan import update_and_rank
 from forklight.algo.selection import ForkSelection
-from forklight.algo.types import Experience
+from forklight.algo.terms import Loss
+from forklight.algo.types import Experience, TokenStats
 from forklight.models import Policy, PolicyConfig, Reference
-from forklight.rollout.learn import Learner
+from forklight.rollout.learn import Learner, NonFiniteError
 
 MICRO_BATCHES = (1, 2, 4)
 SEED, ROLLOUT = 7, 3
 NOISE_SEED = int(hash_bits(SEED, ROLLOUT))
 NARROW = ClipRange(low=0.05, high=0.08)
+LIMIT = 8
 
 
 @pytest.fixture(scope="module")
@@ -39,69 +44,124 @@ def moved_reference(path):
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table of cases."""
+    """A selection, an objective and what else decides about passes."""
 
     updates: int = 1
     keep: str = "top"
     scope: str = "update"
     over: str = "contributing"
     entropy_of: str = "old"
+    rule: str = "count"
     denominator: str = "selected"
+    terms: tuple = ("policy",)
+    truncated: bool = True
     kl_coef: float = 0.0
+    entropy_coef: float = 0.0
     dual: float | None = None
     temperature: float = 1.0
+    at: str | float = "sampling"
+    objective: str = "Dapo"
     rho: float = 0.3
 
     def __str__(self):
-        return "-".join(str(value) for value in vars(self).values())
+        changed = {name: value for name, value in vars(self).items() if value != getattr(Case, name)}
+        return "-".join(f"{name}={value}" for name, value in changed.items()) or "default"
 
     @property
-    def spec(self):
-        names = ("rho", "keep", "scope", "entropy_of", "over", "denominator")
-        return ForkSelection(**{name: getattr(self, name) for name in names})
+    def settings(self):
+        names = ("rho", "keep", "scope", "entropy_of", "rule", "over", "denominator", "terms", "truncated")
+        selection = ForkSelection(**{name: getattr(self, name) for name in names}, temperature=self.at)
+        clip = {"weight_clip" if self.objective == "Cispo" else "clip": replace(NARROW, dual=self.dual)}
+        objective = getattr(objectives, self.objective)(**clip)
+        return Loss(selection, objective, KLTerm(coef=self.kl_coef), self.entropy_coef)
 
     @property
-    def clip(self):
-        return replace(NARROW, dual=self.dual)
+    def valid(self):
+        try:
+            self.settings.passes(self.updates, 1)
+        except ValueError:
+            return False
+        return self.dual is None or self.objective != "Cispo"
+
+    @property
+    def depends_on_visits(self):
+        return self.scope in ("micro_batch", "micro_batch_rank") or self.denominator == "micro_batch"
 
     def learner(self, **settings):
-        return Learner(self.spec, self.clip, kl_coef=self.kl_coef, temperature=self.temperature, seed=SEED, **settings)
+        return Learner(self.settings, temperature=self.temperature, length_limit=LIMIT, seed=SEED, **settings)
 
     def expected(self, x, update, policy, old, reference=None, **settings):
         return expected_update(
             x,
             update,
-            self.spec,
-            self.clip,
+            self.settings,
             model=policy.model,
             old_model=old.model,
             reference=None if reference is None else reference.policy.model,
-            kl_coef=self.kl_coef,
             temperature=self.temperature,
             noise_seed=NOISE_SEED,
+            length_limit=LIMIT,
             **settings,
         )
 
 
 CHOICES = {
     "updates": (1, 3),
-    "keep": ("top", "bottom", "random", "all"),
-    "scope": ("update", "micro_batch_rank"),
+    "keep": ("top", "bottom", "random", "all", "band", "low_probability", "covariance"),
+    "scope": ("update", "rollout", "sequence", "micro_batch", "micro_batch_rank"),
     "over": ("contributing", "answers"),
     "entropy_of": ("old", "current"),
-    "denominator": ("selected", "answer"),
+    "rule": ("count", "threshold"),
+    "denominator": ("selected", "answer", "micro_batch"),
+    "terms": (("policy",), ("policy", "kl"), ("policy", "entropy"), ("policy", "kl", "entropy")),
+    "truncated": (True, False),
     "kl_coef": (0.0, 0.1),
+    "entropy_coef": (0.0, 0.2),
     "dual": (None, 1.1),
     "temperature": (1.0, 0.7),
+    "at": ("sampling", 0.5),
+    "objective": ("Dapo", "Grpo", "DrGrpo", "Cispo"),
 }
-EVERY = [Case(*values) for values in itertools.product(*CHOICES.values())]
-CASES = random.Random(0).sample(EVERY, 72)
+
+
+def possible_pairs(first, second):
+    """All pairs of values of two keys but those that contradict each other."""
+    impossible = {
+        ("terms", "kl_coef"): lambda terms, coef: "kl" in terms and not coef,
+        ("denominator", "objective"): lambda by, name: by == "micro_batch" and name in ("Grpo", "DrGrpo"),
+        ("keep", "scope"): lambda keep, scope: (keep, scope) == ("covariance", "sequence"),
+        ("dual", "objective"): lambda dual, name: dual is not None and name == "Cispo",
+    }.get((first, second), lambda *_: False)
+    return {pair for pair in itertools.product(CHOICES[first], CHOICES[second]) if not impossible(*pair)}
+
+
+def covering_cases():
+    """Random valid cases, each taken if it brings a pair of values that no case before had."""
+    rng, cases = random.Random(0), []
+    missing = {(*keys, *pair) for keys in itertools.combinations(CHOICES, 2) for pair in possible_pairs(*keys)}
+    while missing:
+        best, brings = None, set()
+        for _ in range(12):
+            case = Case(**{name: rng.choice(values) for name, values in CHOICES.items()})
+            if case.valid:
+                new = {
+                    (a, b, getattr(case, a), getattr(case, b)) for a, b in itertools.combinations(CHOICES, 2)
+                } & missing
+                best, brings = (case, new) if len(new) > len(brings) else (best, brings)
+        missing -= brings
+        if best is not None:
+            cases.append(best)
+    return cases
+
+
+CASES = covering_cases()
 
 
 def test_cases_hold_every_pair_of_choices():
+    assert 40 < len(CASES) < 120
     for first, second in itertools.combinations(CHOICES, 2):
         pairs = {(getattr(case, first), getattr(case, second)) for case in CASES}
-        assert pairs == set(itertools.product(CHOICES[first], CHOICES[second]))
+        assert pairs == possible_pairs(first, second)
 
 
 def parameters(policy):
@@ -118,7 +178,9 @@ def run_update(learner, lesson, update, policy, reference=None):
         (loss / lesson.plan.micro_batches).backward()
         total += loss.item() / lesson.plan.micro_batches
         for name, value in metrics.items():
-            sums[name] = max(sums.get(name, 0.0), value.item()) if name == "ratio_max" else sums.get(name, 0.0) + value
+            sums[name] = (
+                max(sums.get(name, 0.0), value.item()) if name.endswith("_max") else sums.get(name, 0.0) + value
+            )
     return total, [parameter.grad.clone() for parameter in parameters(policy)], sums
 
 
@@ -145,7 +207,7 @@ def begin(learner, x, case, micro_batches):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_case_is_the_oracle(case, path):
-    x = experience(EVERY.index(case), updates=case.updates)
+    x = experience(CASES.index(case), updates=case.updates)
     policy, old = load(path), load(path)
     reference = moved_reference(path) if case.kl_coef else None
     learner = case.learner()
@@ -153,13 +215,13 @@ def test_every_case_is_the_oracle(case, path):
     for update in range(case.updates):
         expected = None
         for lesson in lessons:
-            if expected is None or case.scope == "micro_batch_rank":
+            if expected is None or case.depends_on_visits:
                 sets = [lesson.plan.looked_at(visit).tolist() for visit in lesson.plan.visits_of(update)]
-                expected = case.expected(x, update, policy, old, reference, micro_batches=sets)
+                expected = case.expected(x, update, policy, old, reference, sets=sets, visits=sets)
             loss, gradients, sums = run_update(learner, lesson, update, policy, reference)
             assert_same(lesson, update, loss, gradients, expected)
-            with_gradient = (x.advantages != 0) | bool(case.kl_coef)
-            assert sums["tokens"] == lesson.experience.fork_mask[with_gradient & (x.update == update)].sum()
+            trained = torch.cat([lesson.plan.train[visit] for visit in lesson.plan.visits_of(update)])
+            assert sums["kept_tokens"] == lesson.experience.fork_mask[trained].sum()
         take_step(policy, expected.gradients)
 
 
@@ -181,8 +243,8 @@ def test_ratios_leave_the_range_and_the_dual_bound_in_these_cases(path):
     first = run_update(learner, lesson, 0, policy)
     take_step(policy, first[1])
     later = run_update(learner, lesson, 1, policy)[2]
-    assert first[2]["clip_low"] == first[2]["clip_high"] == first[2]["clip_dual"] == 0
-    assert min(later["clip_low"], later["clip_high"], later["clip_dual"]) > 0
+    assert first[2]["kept_clip_low"] == first[2]["kept_clip_high"] == first[2]["kept_clip_dual"] == 0
+    assert min(later["kept_clip_low"], later["kept_clip_high"], later["kept_clip_dual"]) > 0
 
 
 # -- the mask ----------------------------------------------------------------------------------------------------------
@@ -191,13 +253,13 @@ def test_ratios_leave_the_range_and_the_dual_bound_in_these_cases(path):
 class Spy(Policy):
     """Keeps the log-probabilities that the loss was made of, with their gradients."""
 
-    def forward(self, chunk, temperature, loss=None):
+    def forward(self, chunk, temperature, loss=None, **settings):
         def spied(stats):
             stats.logp.retain_grad()
             self.logp = stats.logp
             return loss(stats)
 
-        return super().forward(chunk, temperature, loss and spied)
+        return super().forward(chunk, temperature, loss and spied, **settings)
 
 
 @pytest.mark.parametrize("case", [Case(), Case(keep="bottom"), Case(updates=3, keep="random")], ids=str)
@@ -250,7 +312,7 @@ def test_a_rollout_without_any_advantage_has_a_connected_zero_loss(case, micro_b
         loss, gradients, sums = run_update(learner, lesson, update, policy)
         assert loss == 0
         assert not any(gradient.any() for gradient in gradients)
-        assert sums["tokens"] == 0
+        assert sums["kept_tokens"] == 0
     if case.over == "contributing":
         assert not lesson.experience.fork_mask.any()
         assert not lesson.experience.denominator.any()
@@ -276,9 +338,9 @@ def test_first_ratio_is_exactly_1(case, checkpointing, context, micro_batches, p
     for visit in lesson.plan.visits_of(0):
         with context():
             _, sums = learner.loss(lesson, visit, policy)
-        tokens += sums["tokens"]
-        assert sums["ratio_sum"] == sums["tokens"]
-        assert sums["approx_kl_sum"] == 0
+        tokens += sums["kept_tokens"]
+        assert sums["kept_ratio_sum"] == sums["kept_tokens"]
+        assert sums["kept_approx_kl_sum"] == 0
     assert tokens > 0
 
 
@@ -290,7 +352,7 @@ def test_old_log_probs_outside_of_the_precision_context_are_other_ones(path):
     learner.prepare_update(lesson, 0, policy, None)
     with autocast():
         _, sums = learner.loss(lesson, 0, policy)
-    assert sums["approx_kl_sum"] > 0
+    assert sums["kept_approx_kl_sum"] > 0
 
 
 def test_a_pass_over_watched_rows_leaves_the_gradient_alone_under_autocast(path):
@@ -318,6 +380,14 @@ RANK_CASES = [
     Case(updates=3, dual=1.1),
     Case(updates=3, entropy_of="current", keep="bottom"),
     Case(updates=3, entropy_of="current", over="answers", scope="micro_batch_rank", kl_coef=0.1),
+    Case(over="answers", scope="micro_batch", rule="threshold", denominator="answer", entropy_coef=0.1),
+    Case(updates=3, entropy_of="current", scope="micro_batch_rank", denominator="micro_batch", over="answers"),
+    Case(scope="sequence", rule="threshold", objective="Grpo"),
+    Case(
+        updates=3, scope="rollout", keep="covariance", terms=("policy", "kl", "entropy"), kl_coef=0.1, entropy_coef=0.1
+    ),
+    Case(updates=3, keep="low_probability", rule="threshold", entropy_of="current", truncated=False),
+    Case(keep="band", rule="threshold", objective="DrGrpo", at=0.5),
 ]
 
 
@@ -353,10 +423,12 @@ def test_two_ranks_are_the_oracle(case, micro_batches, path):
     joined = replace(one, experience=replace(x, fork_mask=mask))
     for update, (policy, loss, gradients) in enumerate(results):
         visits = one.plan.visits_of(update)
-        sets = [
-            rows[le.plan.looked_at(v)].tolist() for le, rows in zip((one, two), shares, strict=True) for v in visits
+        cut = [
+            [rows[le.plan.looked_at(v)].tolist() for v in visits] for le, rows in zip((one, two), shares, strict=True)
         ]
-        expected = case.expected(x, update, policy, old, reference, micro_batches=sets)
+        both = [first + second for first, second in zip(*cut, strict=True)]
+        sets = both if case.scope == "micro_batch" else cut[0] + cut[1]
+        expected = case.expected(x, update, policy, old, reference, sets=sets, visits=cut[0] + cut[1])
         assert_same(joined, update, loss, gradients, expected)
 
 
@@ -377,7 +449,9 @@ def test_a_rank_without_advantages_runs_the_same_passes_and_collectives(path):
     assert no_loss == 0
     assert not any(gradient.any() for gradient in no_gradients)
     assert torch.equal(trained.denominator, idle.denominator)
-    assert torch.equal(trained.threshold, idle.threshold)
+    everywhere = torch.cat([x.threshold[x.contributing] for x in (trained, idle)])
+    assert len(everywhere) > 0
+    assert len(everywhere.unique()) == 1
     assert not idle.fork_mask.any()
 
 
@@ -460,3 +534,145 @@ def test_a_saved_rollout_goes_on_bit_for_bit(entropy_of, micro_batches, path):
         assert same_sums == sums
         take_step(policy, gradients)
     assert torch.equal(lesson.experience.fork_mask, resumed.experience.fork_mask)
+
+
+# -- every objective ---------------------------------------------------------------------------------------------------
+
+SPREAD = {"selection": ForkSelection(rho=0.5, entropy_of="current")}
+WHOLE = {"selection": ForkSelection(rho=0.5, entropy_of="current", denominator="answer")}
+WIDE = ClipRange(0.9, 0.9)
+OBJECTIVES = {
+    "dapo": Loss(objective=objectives.Dapo(NARROW), **SPREAD),
+    "grpo": Loss(objective=objectives.Grpo(NARROW), kl=KLTerm(0.1, "k1"), **SPREAD),
+    "dr_grpo": Loss(objective=objectives.DrGrpo(NARROW), kl=KLTerm(0.1, "k2"), entropy_coef=0.1, **SPREAD),
+    "gspo": Loss(objective=objectives.Gspo(WIDE), **SPREAD),
+    "gspo_token": Loss(objective=objectives.GspoToken(WIDE), **SPREAD),
+    "cispo": Loss(objective=objectives.Cispo(NARROW), **SPREAD),
+    "clip_cov": Loss(objective=objectives.ClipCov(NARROW, share=0.2, low=0.1, high=9.0), **SPREAD),
+    "kl_cov": Loss(objective=objectives.KlCov(share=0.2, coef=1.0), **SPREAD),
+    "kl_cov of the old policy": Loss(
+        selection=ForkSelection(keep="all"), objective=objectives.KlCov(share=0.2, coef=1.0)
+    ),
+    "entropy_shaped": Loss(objective=objectives.EntropyShaped(NARROW), **SPREAD),
+    "archer": Loss(objective=objectives.Archer(WIDE, NARROW, fork_kl=0.0, other_kl=0.1), **WHOLE),
+}
+
+
+def train(learner, x, micro_batches, policy, reference, updates=3):
+    """Losses, gradients and the lesson of a rollout, with a step after every update."""
+    lesson = learner.begin(x, rollout=ROLLOUT, updates=updates, micro_batches=micro_batches)
+    results = []
+    for update in range(updates):
+        loss, gradients, sums = run_update(learner, lesson, update, policy, reference)
+        gradients = [learner.ranks.reduce(gradient) / learner.ranks.size for gradient in gradients]
+        results.append((sum(learner.ranks.gather(loss)) / learner.ranks.size, gradients, sums))
+        take_step(policy, gradients)
+    return results, lesson
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_objective_depends_on_micro_batches_or_ranks(name, path):
+    settings, x = OBJECTIVES[name], experience(5, updates=3, shares=(0.2, 0.3, 0.5))
+    reference = moved_reference(path) if settings.needs_reference else None
+
+    def learner(**more):
+        return Learner(settings, length_limit=LIMIT, seed=SEED, **more)
+
+    alone, lesson = train(learner(), x, 1, load(path), reference)
+    whole = lesson.experience
+    assert any(gradient.any() for gradient in alone[0][1])
+    if settings.objective.covariance is not None:
+        assert whole.cov_mask.any()
+        assert not (whole.cov_mask & ~whole.fork_mask).any()
+    for micro_batches in (2, 3):
+        results, other = train(learner(), x, micro_batches, load(path), reference)
+        assert_alike(alone, results)
+        assert torch.equal(other.experience.fork_mask, whole.fork_mask)
+        if settings.objective.covariance is not None:
+            assert torch.equal(other.experience.cov_mask, whole.cov_mask)
+
+    owner = torch.tensor([rank for _, rank in update_and_rank(6, 3, 2)]).repeat_interleave(3)
+    policies = [load(path), load(path)]
+
+    def on_rank(ranks):
+        rows = (owner == ranks.rank).nonzero().flatten()
+        return train(learner(ranks=ranks), rows_of(x, rows), 2, policies[ranks.rank], reference)[0]
+
+    assert_alike(alone, on_ranks(2, on_rank)[0])
+
+
+def assert_alike(expected, results):
+    for (loss, gradients, _), (other, others, _) in zip(expected, results, strict=True):
+        assert other == pytest.approx(loss, rel=1e-12, abs=1e-14)
+        assert apart(others, gradients) < 1e-12
+
+
+def test_an_objective_for_all_tokens_trains_the_dropped_ones(path):
+    settings, x = OBJECTIVES["archer"], experience(5, shares=(0.0, 0.0, 1.0))
+    reference = moved_reference(path)
+    policy = Spy(PolicyConfig(path=path, dtype="float64"))
+    learner = Learner(settings, length_limit=LIMIT)
+    lesson = learner.begin(x, rollout=0, updates=1, micro_batches=1)
+    learner.prepare_update(lesson, 0, policy, reference)
+    loss, sums = learner.loss(lesson, 0, policy)
+    loss.backward()
+    assert policy.logp.grad.all()
+    assert sums["dropped_tokens"] > 0
+
+
+def test_a_penalty_is_the_kl_of_every_answer(path):
+    x, reference, policy = experience(5), moved_reference(path), load(path)
+    learner = Learner(Loss(kl=KLTerm(0.3, "k3", "reward")), temperature=0.7)
+    found = learner.statistics.penalty(x, policy, reference, rollout=0, uids={}, passes=4)
+    rows = range(len(x.update))
+    now, ref = (stats_of(model, x, rows, 0.7, 0.7).logp for model in (policy.model, reference.policy.model))
+    gaps = [ref[row] - now[row] for row in rows]
+    expected = torch.stack([0.3 * (gap.exp() - gap - 1).sum() for gap in gaps]).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert learner.settings.others == "none"
+    assert learner.settings.needs_reference
+    assert not learner.settings.reference_in_loss
+
+
+def test_a_correction_weighs_the_policy_term_alone(path):
+    x, policy = experience(5, shares=(0.0, 0.0, 1.0)), load(path)
+    gap = torch.where(x.answer_mask, 0.3, torch.nan)
+    stats = stats_of(policy.model, x, range(len(x.update)), 1.0, 1.0)
+    told = torch.full(x.answer_mask.shape, torch.nan, dtype=torch.float64)
+    for row, logp in stats.logp.items():
+        told[row, : len(logp)] = logp.detach()
+    x = replace(x, sampler_logp=told - gap)
+    results = []
+    for correction in (Correction(), Correction("token_truncate", high=1.2), Correction("token_mask", 0.5, 1.2)):
+        learner = Learner(Loss(correction=correction))
+        lesson = learner.begin(x, rollout=0, updates=1, micro_batches=2)
+        results.append(run_update(learner, lesson, 0, policy))
+    plain, cut, masked = results
+    assert cut[0] == pytest.approx(1.2 * plain[0], rel=1e-12)
+    # the model's norms are float32 inside: a gradient that comes in 1.2 times as large goes out rounded otherwise
+    assert apart(cut[1], [1.2 * gradient for gradient in plain[1]]) < 1e-6
+    assert masked[0] == 0
+    assert not any(gradient.any() for gradient in masked[1])
+    sums = plain[2]
+    assert sums["kept_mismatch_ratio_max"] == pytest.approx(1.3498588, rel=1e-6)
+    assert sums["kept_mismatch_tokens"] == sums["kept_tokens"]
+
+
+@pytest.mark.parametrize("what", ["logp", "entropy"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_number_that_is_not_finite_stops_with_its_place(what, micro_batches, path):
+    class Broken(Policy):
+        def forward(self, chunk, temperature, loss=None, **settings):
+            stats = super().forward(chunk, temperature, **settings)
+            bad = torch.isin(chunk.rows[chunk.row], torch.tensor([4])) & (chunk.column == 1)
+            values = {"logp": stats.logp, "entropy": stats.entropy}
+            values[what] = torch.where(bad, -torch.inf if what == "logp" else torch.nan, values[what])
+            stats = TokenStats(**values)
+            return stats if loss is None else loss(stats)
+
+    x = experience(5, shares=(0.0, 0.0, 1.0))
+    assert x.answer_length[4] > 1
+    learner = Learner(Loss())
+    lesson = learner.begin(x, rollout=9, updates=1, micro_batches=micro_batches, uids={1: "abc"})
+    with pytest.raises(NonFiniteError, match="rollout 9: token 1 of an answer to problem abc has log-probability"):
+        run_update(learner, lesson, 0, Broken(PolicyConfig(path=path, dtype="float64")))

@@ -6,16 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import experience
 
-from forklight.algo.plan import Passes, make_plan, update_and_rank
-from forklight.algo.selection import ForkSelection
+from forklight.algo.denominators import counted
+from forklight.algo.plan import Passes, eligible_rows, make_plan, update_and_rank
+from forklight.algo.spec import PRESETS, ForkSelection
 
 specs = st.builds(
     ForkSelection,
-    keep=st.sampled_from(["top", "bottom", "random", "all"]),
-    scope=st.sampled_from(["update", "micro_batch_rank"]),
+    keep=st.sampled_from(["top", "bottom", "random", "all", "band", "covariance"]),
+    scope=st.sampled_from(["update", "rollout", "sequence", "micro_batch", "micro_batch_rank"]),
     over=st.sampled_from(["contributing", "answers"]),
+    truncated=st.booleans(),
 )
-ranked = specs.filter(lambda spec: spec.needs_entropy)
+ranked = specs.filter(lambda spec: spec.ranked)
+others = st.sampled_from(["none", "eligible", "all"])
 seeds = st.integers(0, 10**6)
 
 
@@ -56,28 +59,31 @@ def test_problems_that_cannot_be_shared_are_an_error_with_the_keys():
 
 
 @settings(deadline=None)
-@given(seeds, specs, st.sampled_from([1, 2, 3]), st.integers(1, 6), st.booleans())
-def test_every_row_with_a_gradient_is_trained_exactly_once_in_its_update(seed, spec, updates, micro_batches, kl):
+@given(seeds, specs, st.sampled_from([1, 2, 3]), st.integers(1, 6), others)
+def test_every_row_with_a_gradient_is_trained_exactly_once_in_its_update(seed, spec, updates, micro_batches, other):
     x = experience(seed, updates=updates)
-    plan = make_plan(x, spec, updates=updates, micro_batches=micro_batches, kl=kl)
+    plan = make_plan(x, spec, updates=updates, micro_batches=micro_batches, others=other)
     assert len(plan.train) == len(plan.watch) == updates * micro_batches
-    assert in_visits(plan.train) == rows_where((x.advantages != 0) | kl)
+    in_set = (x.contributing | (spec.over == "answers")) & (~x.truncated | spec.truncated)
+    assert torch.equal(eligible_rows(x, spec), in_set)
+    with_gradient = {"none": (x.advantages != 0) & in_set, "eligible": in_set, "all": torch.ones_like(in_set)}
+    assert in_visits(plan.train) == rows_where(with_gradient[other])
     for update in range(updates):
         for visit in plan.visits_of(update):
             assert (x.update[plan.looked_at(visit)] == update).all()
 
 
 @settings(deadline=None)
-@given(seeds, specs, st.sampled_from([1, 2, 3]), st.integers(1, 6), st.booleans())
-def test_the_selection_sees_every_row_that_it_ranks(seed, spec, updates, micro_batches, kl):
+@given(seeds, specs, st.sampled_from([1, 2, 3]), st.integers(1, 6), others)
+def test_the_selection_sees_every_row_that_it_ranks(seed, spec, updates, micro_batches, other):
     x = experience(seed, updates=updates)
-    plan = make_plan(x, spec, updates=updates, micro_batches=micro_batches, kl=kl)
-    eligible = x.contributing | (spec.over == "answers")
+    plan = make_plan(x, spec, updates=updates, micro_batches=micro_batches, others=other)
+    eligible = eligible_rows(x, spec)
     looked_at = in_visits(map(plan.looked_at, range(len(plan.train))))
     assert set(looked_at.values()) <= {1}
-    if spec.needs_entropy or spec.scope == "micro_batch_rank":
+    if spec.ranked or spec.scope.startswith("micro_batch"):
         assert not rows_where(eligible) - looked_at
-    if spec.over == "contributing" and not kl:  # groups without advantage are in no pass at all
+    if spec.over == "contributing" and other != "all":  # groups without advantage are in no pass at all
         assert not looked_at - rows_where(x.contributing)
 
 
@@ -149,6 +155,16 @@ PASSES = [
     (1, 4, {"keep": "all"}, (False, False, False, True)),
     (1, 2, {}, (True, False, False, True)),
     (1, 2, {"over": "answers", "entropy_of": "current"}, (True, False, False, True)),
+    (1, 2, {"keep": "covariance"}, (True, False, False, True)),
+    (1, 2, {"scope": "sequence", "keep": "low_probability"}, (False, False, True, True)),
+    (1, 2, {"scope": "rollout"}, (True, False, False, True)),
+    (3, 2, {"scope": "rollout"}, (True, False, False, False)),
+    (3, 2, {"scope": "rollout", "keep": "random", "entropy_of": "current"}, (True, False, False, False)),
+    (1, 2, vars(PRESETS["trl"]), (False, False, True, True)),
+    (3, 2, vars(PRESETS["trl"]), (True, False, True, False)),
+    (1, 2, vars(PRESETS["paper-code"]), (False, False, True, True)),
+    (3, 2, vars(PRESETS["paper-code"]), (True, False, True, False)),
+    (3, 2, vars(PRESETS["paper"]), (True, True, False, False)),
 ]
 
 
@@ -159,3 +175,20 @@ def test_passes_of_every_row_of_the_table(updates, micro_batches, choices, expec
     said = passes.describe()
     assert ("statistics pass" in said, "before each later update" in said, "selection inside" in said) == expected[:3]
     assert said.startswith("sampling")
+
+
+@pytest.mark.parametrize("scope", ["sequence", "micro_batch"])
+def test_a_denominator_that_only_masks_tell_costs_a_statistics_pass(scope):
+    spec = ForkSelection(scope=scope, rule="threshold")
+    assert not counted(spec, "token", updates=1)
+    passes = Passes.of(spec, updates=1, micro_batches=2, counted=False)
+    assert passes == Passes(True, False, False, True)
+    assert Passes.of(spec, updates=1, micro_batches=1, counted=False) == Passes(False, False, True, True)
+
+
+def test_a_whole_rollout_cannot_be_ranked_by_a_policy_that_changes_within_it():
+    spec = ForkSelection(scope="rollout", entropy_of="current")
+    with pytest.raises(
+        ValueError, match=r"selection.scope: rollout .* data.updates_per_rollout = 4 .* selection.entropy_of"
+    ):
+        Passes.of(spec, updates=4, micro_batches=1)

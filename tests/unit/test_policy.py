@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from oracle import tokens_of
+from oracle import stats_of
 from tiny import EOS, experience, load, poison, write_model
 from transformers import AutoModelForCausalLM, GenerationConfig, PhiConfig
 
+from forklight.algo.kl import KLTerm
 from forklight.algo.types import LossOutput
 from forklight.models import Policy, PolicyConfig, Reference
 from forklight.models.policy import eos_ids, load_tokenizer
@@ -36,11 +37,11 @@ def test_statistics_are_those_of_the_whole_model(tmp_path, attention, tied, temp
     policy = load(write_model(tmp_path, tie_word_embeddings=tied), attention=attention)
     x = experience(1)
     stats = policy(x.chunk(ROWS), temperature)
-    alone = [tokens_of(policy.model, x, row, temperature) for row in ROWS.tolist()]
+    alone = stats_of(policy.model, x, ROWS.tolist(), temperature, temperature)
     # eager attention rounds its softmax to float32, also in a float64 model
     tolerance = {"rtol": 1e-12, "atol": 1e-12} if attention == "sdpa" else {"rtol": 1e-6, "atol": 1e-6}
-    torch.testing.assert_close(stats.logp, torch.cat([logp for logp, _ in alone]), **tolerance)
-    torch.testing.assert_close(stats.entropy, torch.cat([entropy for _, entropy in alone]).detach(), **tolerance)
+    torch.testing.assert_close(stats.logp, torch.cat(list(alone.logp.values())), **tolerance)
+    torch.testing.assert_close(stats.entropy, torch.cat(list(alone.entropy.values())).detach(), **tolerance)
     assert not stats.entropy.requires_grad
     assert stats.logp.dtype == torch.float64
 
@@ -183,16 +184,16 @@ def test_reference_takes_device_and_type_of_the_policy(path):
 
 
 def test_reference_of_randomly_drawn_weights_is_refused(path):
-    with pytest.raises(ValueError, match=r"model\.policy\.random_init .*model\.kl_coef"):
+    with pytest.raises(ValueError, match=r"model\.policy\.random_init .*model\.kl"):
         Reference(PolicyConfig(path=path, random_init=True))
 
 
-@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
-def test_reference_is_in_no_checkpoint(path, kl_coef):
-    module = ForkGRPOModule(policy=PolicyConfig(path=path), kl_coef=kl_coef)
+@pytest.mark.parametrize("coef", [0.0, 0.1])
+def test_reference_is_in_no_checkpoint(path, coef):
+    module = ForkGRPOModule(policy=PolicyConfig(path=path), kl=KLTerm(coef=coef))
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     module.configure_model()
-    assert (module.reference is None) == (kl_coef == 0)
+    assert (module.reference is None) == (coef == 0)
     expected = {f"policy.{name}" for name in load(path).state_dict()}
     assert set(module.state_dict()) == expected
     assert {name for name, _ in module.named_parameters()} <= expected

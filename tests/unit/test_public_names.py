@@ -10,8 +10,9 @@ from forklight.algo import advantages, logprobs, selection
 
 SIGNATURES = {
     cli.main: "(args: collections.abc.Sequence[str] | None = None) -> None",
+    selection.ForkSelection.preset: "(name)",
     selection.select: "(entropy, answer_mask, spec, *, logp=None, advantages=None, row_key=None, seed=0, reduce=None)",
-    logprobs.token_stats: "(hidden, weight, targets, temperature=1.0, entropy_temperature=None)",
+    logprobs.token_stats: "(hidden, weight, targets, temperature=1.0, entropy_temperature=None, entropy_grad=False)",
     logprobs.selected_logprob: "(hidden, weight, targets, rows, temperature=1.0)",
     advantages.group_advantages: "(rewards, *, scale='std', eps=1e-06)",
     verify.MathVerifier: "(extraction='box', timeout=3.0, memory_limit=2.0)",
@@ -40,6 +41,10 @@ def test_selection_fields():
         "keep": "top",
         "scope": "update",
         "entropy_of": "old",
+        "rule": "count",
+        "temperature": "sampling",
         "over": "contributing",
         "denominator": "selected",
+        "terms": ("policy",),
+        "truncated": True,
     }

@@ -1,5 +1,9 @@
+from functools import partial
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import EOS, VOCABULARY, load, poison, write_model
 
 from forklight.algo.noise import hash_uniform
@@ -22,10 +26,28 @@ def policy(path):
     return load(path, "float32")
 
 
-def sample(policy, prompts, keys, answers=1, *, length=LENGTH, temperature=1.0, eos=(EOS,), batch_size=512):
+def sampled(
+    policy, prompts, keys, answers=1, *, length=LENGTH, temperature=1.0, eos=(EOS,), batch_size=512, **truncation
+):
     sampler = HFSampler(batch_size)
     sampler.sync(policy)
-    return sampler.sample(prompts, keys, answers, Decoding(length, temperature, eos))
+    return sampler.sample(prompts, keys, answers, Decoding(length, temperature, eos, **truncation))
+
+
+def sample(*args, **settings):
+    """The tokens alone."""
+    return [[answer.token_ids for answer in group] for group in sampled(*args, **settings)]
+
+
+def plain_logp(policy, prompt, answer, temperature):
+    """Log-probabilities `[T,V]` of one plain forward pass over prompt and answer: no cache, no padding."""
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    return (logits.double() / temperature).log_softmax(-1)
+
+
+def noise_of(rows, seed=0):
+    return torch.rand(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_is_a_sampler():
@@ -76,9 +98,8 @@ def test_every_token_is_the_inverse_cdf_of_its_noise_under_the_whole_model(polic
         PROMPTS, KEYS, sample(policy, PROMPTS, KEYS, 4, temperature=temperature), strict=True
     ):
         for number, answer in enumerate(group):
-            with torch.no_grad():
-                logits = policy.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-            cdf = torch.nn.functional.pad((logits.double() / temperature).softmax(-1).cumsum(-1), (1, 0))
+            probability = plain_logp(policy, prompt, answer, temperature).exp()
+            cdf = torch.nn.functional.pad(probability.cumsum(-1), (1, 0))
             noise = hash_uniform(key, number, torch.arange(len(answer)))
             at = torch.arange(len(answer)), torch.tensor(answer)
             assert (cdf[at] - 1e-5 <= noise).all()
@@ -191,10 +212,11 @@ def test_sync_follows_the_weights(path):
         policy.head_weight.mul_(-1)
     decoding = Decoding(LENGTH, 1.0, (EOS,))
     after = sampler.sample(PROMPTS, KEYS, 2, decoding)
-    assert after != before
+    assert [[answer.token_ids for answer in group] for group in after] != before
     with torch.no_grad():
         policy.head_weight.mul_(-1)
-    assert sampler.sample(PROMPTS, KEYS, 2, decoding) == before
+    again = sampler.sample(PROMPTS, KEYS, 2, decoding)
+    assert [[answer.token_ids for answer in group] for group in again] == before
 
 
 # -- inverse CDF -------------------------------------------------------------------------------------------------------
@@ -203,16 +225,174 @@ def test_sync_follows_the_weights(path):
 def test_draw_never_reaches_tokens_of_probability_0():
     weight = torch.tensor([[-2e4], [1.0], [-2e4], [0.0], [-2e4]])
     uniform = torch.tensor([0.0, 0.3, 0.9, 1 - 2**-53], dtype=torch.float64)
-    tokens = draw(torch.ones(4, 1), weight, uniform, 1.0).tolist()
-    assert tokens == [1, 1, 3, 3]  # softmax is 0.731 on token 1, 0.269 on token 3
-    assert draw(torch.ones(4, 1), weight, uniform, 0.05).tolist()[:3] == [1, 1, 1]
-    assert draw(torch.ones(4, 1), weight, uniform, 0.0).tolist() == [1] * 4
+    tokens, logp = draw(torch.ones(4, 1), weight, uniform, 1.0)
+    assert tokens.tolist() == [1, 1, 3, 3]  # softmax is 0.731 on token 1, 0.269 on token 3
+    assert logp.tolist() == pytest.approx([-0.3132616875182228] * 2 + [-1.3132616875182228] * 2, rel=1e-15)
+    assert draw(torch.ones(4, 1), weight, uniform, 0.05)[0].tolist()[:3] == [1, 1, 1]
+    tokens, logp = draw(torch.ones(4, 1), weight, uniform, 0.0)
+    assert tokens.tolist() == [1] * 4
+    assert logp.tolist() == [0.0] * 4
 
 
 def test_draw_in_tiles_is_draw_in_one(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(23, 4, generator=generator), torch.randn(9, 4, generator=generator)
-    uniform = torch.rand(23, generator=generator, dtype=torch.float64)
-    whole = draw(hidden, weight, uniform, 0.8)
-    monkeypatch.setattr("forklight.rollout.hf._TILE_ELEMENTS", 9 * 4)
-    assert torch.equal(draw(hidden, weight, uniform, 0.8), whole)
+    for truncation in ({}, {"top_p": 0.7}, {"top_k": 3}):
+        pair = partial(draw, hidden, weight, noise_of(23), 0.8, **truncation)
+        whole = pair()
+        with monkeypatch.context() as patch:
+            patch.setattr("forklight.rollout.hf._TILE_ELEMENTS", 9 * 4)
+            tiled = pair()
+        assert torch.equal(tiled[0], whole[0])
+        torch.testing.assert_close(tiled[1], whole[1], rtol=1e-6, atol=1e-6)  # another product kernel
+
+
+# -- log-probabilities -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_draw_tells_the_log_softmax_of_the_token(dtype, tolerance, temperature):
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(200, 8, generator=generator, dtype=torch.float64)
+    weight = torch.randn(60, 8, generator=generator, dtype=torch.float64)
+    token, logp = draw(hidden.to(dtype), weight.to(dtype), noise_of(200), temperature)
+    expected = (hidden @ weight.T / temperature).log_softmax(-1).gather(1, token[:, None]).squeeze(1)
+    assert logp.dtype == torch.float64
+    assert len(token.unique()) > 30
+    torch.testing.assert_close(logp, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 2**-24), ("float32", 2e-6)])
+def test_every_answer_tells_the_log_probabilities_of_a_plain_forward(path, dtype, tolerance, temperature):
+    """Ragged prompts, rows that leave early; answers are kept in single precision, which float64 meets by rounding."""
+    policy, lowest = load(path, dtype), 0.0
+    for prompt, group in zip(PROMPTS, sampled(policy, PROMPTS, KEYS, 4, temperature=temperature), strict=True):
+        for answer in group:
+            ids = answer.token_ids
+            assert len(answer.logp) == len(ids)
+            assert answer.logp.itemsize == 4
+            expected = plain_logp(policy, prompt, ids, temperature)[torch.arange(len(ids)), ids]
+            torch.testing.assert_close(
+                torch.tensor(answer.logp, dtype=torch.float64), expected, rtol=tolerance, atol=tolerance
+            )
+            lowest = min(lowest, *answer.logp)
+    assert lowest < -2
+
+
+def test_greedy_answers_are_certain(policy):
+    for [answer] in sampled(policy, PROMPTS, KEYS, temperature=0.0):
+        assert list(answer.logp) == [0.0] * len(answer.token_ids)
+
+
+# -- top-k and top-p ---------------------------------------------------------------------------------------------------
+
+
+def kept(probability, top_p, top_k):
+    """The tokens that may be drawn, one by one: most probable first, the lower id first among equals."""
+    ranked = sorted(range(len(probability)), key=lambda token: (-probability[token], token))
+    ranked = ranked[:top_k] if top_k else ranked
+    whole, reached, tokens = sum(probability[token] for token in ranked), 0.0, []
+    for token in ranked:
+        tokens.append(token)
+        reached += probability[token] / whole
+        if reached >= top_p:
+            break
+    return tokens
+
+
+def head_for(probability):
+    """One hidden unit whose logits are the logarithms of the probabilities."""
+    return torch.tensor(probability, dtype=torch.float64).log()[:, None]
+
+
+@pytest.mark.parametrize(
+    ("top_p", "top_k", "tokens"),
+    [
+        (1.0, 0, {0, 1, 2, 3, 4}),
+        (1.0, 1, {1}),
+        (1.0, 2, {1, 2}),  # 2 and 4 are equal: the lower id
+        (1.0, 3, {1, 2, 4}),
+        (1.0, 99, {0, 1, 2, 3, 4}),
+        (1e-9, 0, {1}),
+        (0.29, 0, {1}),
+        (0.31, 0, {1, 2}),
+        (0.69, 0, {1, 2, 4}),
+        (0.71, 0, {0, 1, 2, 4}),
+        (0.71, 3, {1, 2}),  # top-p sees what top-k has renormalised: 3/7 + 2/7 reach 0.71
+        (0.72, 3, {1, 2, 4}),
+        (0.59, 2, {1}),
+    ],
+)
+def test_only_the_allowed_tokens_are_drawn_with_renormalised_probabilities(top_p, top_k, tokens):
+    probability = [0.15, 0.3, 0.2, 0.15, 0.2]
+    token, logp = draw(
+        torch.ones(3000, 1).double(), head_for(probability), noise_of(3000), 1.0, top_p=top_p, top_k=top_k
+    )
+    assert set(token.tolist()) == tokens
+    whole = sum(probability[i] for i in tokens)
+    expected = torch.tensor(probability, dtype=torch.float64)[token].div(whole).log()
+    torch.testing.assert_close(logp, expected, rtol=1e-12, atol=1e-12)
+    for i in tokens:
+        assert (token == i).double().mean() == pytest.approx(probability[i] / whole, abs=0.04)
+
+
+@given(
+    weights=st.lists(st.integers(1, 6), min_size=2, max_size=12),
+    top_p=st.floats(0.01, 1.0),
+    top_k=st.integers(0, 14),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+def test_a_truncated_draw_is_the_inverse_cdf_over_the_allowed_tokens(weights, top_p, top_k, uniform):
+    probability = [weight / sum(weights) for weight in weights]
+    allowed = kept(probability, top_p, top_k)
+    edge = kept(probability, top_p - 1e-9, top_k), kept(probability, min(1.0, top_p + 1e-9), top_k)
+    token, logp = draw(
+        torch.ones(1, 1).double(),
+        head_for(probability),
+        torch.tensor([uniform]).double(),
+        1.0,
+        top_p=top_p,
+        top_k=top_k,
+    )
+    if edge[0] != edge[1]:  # a sum that equals top_p but for rounding: one token more or less
+        assert token in edge[0] + edge[1]
+        return
+    whole = sum(probability[i] for i in allowed)
+    assert token in allowed
+    assert logp.item() == pytest.approx(torch.tensor(probability[token] / whole).double().log().item(), abs=1e-6)
+    below = sum(probability[i] for i in allowed if i < token) / whole
+    assert below - 1e-9 <= uniform <= below + probability[token] / whole + 1e-9
+
+
+def test_truncation_that_cuts_nothing_changes_no_token(policy):
+    whole = sample(policy, PROMPTS, KEYS, 4)
+    assert sample(policy, PROMPTS, KEYS, 4, top_k=VOCABULARY) == whole
+    assert sample(policy, PROMPTS, KEYS, 4, top_k=1) == sample(policy, PROMPTS, KEYS, 4, temperature=0.0)
+    assert sample(policy, PROMPTS, KEYS, 4, top_p=0.5) != whole
+
+
+@pytest.mark.parametrize("truncation", [{"top_p": 0.6}, {"top_k": 3}, {"top_p": 0.8, "top_k": 4}])
+def test_truncated_answers_keep_to_the_set_of_every_position(path, truncation):
+    policy, cut = load(path), 0
+    settings = {"top_p": 1.0, "top_k": 0} | truncation
+    for prompt, group in zip(PROMPTS, sampled(policy, PROMPTS, KEYS, 4, temperature=0.8, **truncation), strict=True):
+        for ids, logp in group:
+            probabilities = plain_logp(policy, prompt, ids, 0.8).exp().tolist()
+            for token, told, probability in zip(ids, logp, probabilities, strict=True):
+                allowed = kept(probability, **settings)
+                whole = sum(probability[i] for i in allowed)
+                assert token in allowed
+                assert told == pytest.approx(torch.tensor(probability[token] / whole).log().item(), abs=1e-6)
+                cut += len(allowed) < VOCABULARY
+    assert cut > 30
+
+
+@pytest.mark.parametrize(
+    ("truncation", "match"),
+    [({"top_p": 0.0}, "top_p = 0.0"), ({"top_p": 1.1}, "top_p = 1.1"), ({"top_k": -1}, "top_k = -1")],
+)
+def test_truncation_that_leaves_nothing_is_an_error(truncation, match):
+    with pytest.raises(ValueError, match=match):
+        Decoding(LENGTH, 1.0, (EOS,), **truncation)

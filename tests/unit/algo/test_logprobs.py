@@ -199,3 +199,49 @@ def test_wrong_arguments_are_refused(change, error, message):
 def test_entropy_temperature_must_be_positive():
     with pytest.raises(ValueError, match="positive"):
         token_stats(*batch(), entropy_temperature=-1.0)
+
+
+@pytest.mark.parametrize("rows_per_tile", [1, 3, 512])
+@pytest.mark.parametrize(("temperature", "entropy_temperature"), [(1.0, None), (0.7, None), (0.7, 1.5)])
+def test_entropy_has_the_gradient_of_the_plain_formula(monkeypatch, rows_per_tile, temperature, entropy_temperature):
+    monkeypatch.setattr(logprobs, "ROWS_PER_TILE", rows_per_tile)
+    hidden, weight, targets = batch()
+    stats = token_stats(hidden, weight, targets, temperature, entropy_temperature, entropy_grad=True)
+    probabilities = (hidden @ weight.T / (entropy_temperature or temperature)).softmax(-1)
+    logp = (hidden @ weight.T / temperature).log_softmax(-1)[torch.arange(7), targets]
+    entropy = torch.stack([-sum(p * p.log() for p in row) for row in probabilities])
+    torch.testing.assert_close(stats.entropy, entropy, rtol=1e-12, atol=1e-12)
+    weights = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    actual = torch.autograd.grad(stats.entropy @ weights + stats.logp.sum(), (hidden, weight))
+    expected = torch.autograd.grad(entropy @ weights + logp.sum(), (hidden, weight))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_connected_entropy_changes_no_value(dtype):
+    hidden, weight, targets = batch(n=1500, hidden_size=16, vocabulary=97, dtype=dtype)
+    plain = token_stats(hidden, weight, targets, 0.9, 1.1)
+    connected = token_stats(hidden, weight, targets, 0.9, 1.1, entropy_grad=True)
+    assert torch.equal(connected.logp, plain.logp)
+    assert torch.equal(connected.entropy, plain.entropy)
+    assert connected.entropy.requires_grad
+    assert not plain.entropy.requires_grad
+    gradients = [torch.autograd.grad(stats.logp.sum(), (hidden, weight)) for stats in (plain, connected)]
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    with torch.no_grad():
+        assert not token_stats(hidden, weight, targets, entropy_grad=True).entropy.requires_grad
+
+
+def test_impossible_tokens_take_no_part_in_the_gradient_of_the_entropy():
+    hidden, weight = from_logits(torch.tensor([0.0, -math.inf, math.log(3), -math.inf]))
+    weight.requires_grad_()
+    stats = token_stats(hidden, weight, torch.tensor([2]), entropy_grad=True)
+    (gradient,) = torch.autograd.grad(1e6 * stats.entropy.sum(), weight)
+    slope = 1e6 * 3 / 16 * math.log(3)  # dH/dz_j = -p_j (log p_j + H), p = 1/4 and 3/4
+    assert gradient.flatten().tolist() == pytest.approx([slope, 0, -slope, 0], rel=1e-5)
+
+
+def test_no_tokens_give_a_connected_entropy():
+    hidden, weight, targets = batch(n=0)
+    token_stats(hidden, weight, targets, entropy_grad=True).entropy.sum().backward()
+    assert torch.equal(weight.grad, torch.zeros_like(weight))

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from forklight.algo.noise import hash_bits
-from forklight.algo.selection import ForkSelection, kth, select
+from forklight.algo.selection import ForkSelection, select
+
+
+class EntropyTimesAdvantage:
+    def scores(self, entropy, logp, advantages, eligible):
+        return entropy * advantages.abs()[:, None]
+
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "selection.json").read_text())
 
@@ -14,23 +20,20 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "selection.json").re
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=str)
 def test_hand_worked(case, dtype):
-    entropy, answer_mask = torch.tensor(GOLDEN["entropy"], dtype=dtype), torch.tensor(GOLDEN["answer_mask"]).bool()
-    spec = ForkSelection(rho=case["rho"], keep=case["keep"])
-    result = select(entropy, answer_mask, spec, row_key=torch.tensor(case["row_key"]))
+    entropy, logp, advantages = (torch.tensor(GOLDEN[x], dtype=dtype) for x in ("entropy", "logp", "advantages"))
+    spec = ForkSelection(**{name: case[name] for name in ("rho", "keep", "scope", "rule") if name in case})
+    row_key, answer_mask = torch.tensor(case["row_key"]), torch.tensor(GOLDEN["answer_mask"]).bool()
+    result = select(entropy, answer_mask, spec, logp=logp, advantages=advantages, row_key=row_key)
     assert result.mask.dtype == torch.bool
     assert result.mask.int().tolist() == case["mask"]
     assert result.count.item() == sum(map(sum, case["mask"]))
-    assert result.threshold.dtype == dtype
     if case["threshold"] is None:
         assert result.threshold.isnan()
     else:
-        assert result.threshold == torch.tensor(case["threshold"], dtype=dtype)
-
-
-@pytest.mark.parametrize("case", GOLDEN["kept"], ids=str)
-def test_number_kept(case):
-    assert ForkSelection(rho=case["rho"]).kept(case["n"]) == case["k"]
-    assert ForkSelection(rho=case["rho"], keep="all").kept(case["n"]) == case["n"]
+        assert result.threshold.dtype == torch.promote_types(dtype, torch.float32)
+        expected = torch.tensor(case["threshold"], dtype=torch.float64)
+        rounding = {torch.float64: 1e-15, torch.float32: 1e-6, torch.bfloat16: 4e-3}[dtype]
+        torch.testing.assert_close(result.threshold.double(), expected, rtol=rounding, atol=0)
 
 
 def test_default_row_key_is_the_row_number():
@@ -58,38 +61,111 @@ def test_random_keeps_every_position_alike():
     assert (mask.double().mean(dim=0) - 0.2).abs().max() < 4 * math.sqrt(0.2 * 0.8 / 2000)
 
 
-def test_entropy_is_not_read_where_it_is_not_needed():
-    answer_mask = torch.ones(2, 5).bool()
-    entropy = torch.full((2, 5), math.nan)
-    for keep in ("random", "all"):
-        spec = ForkSelection(keep=keep)
-        assert not spec.needs_entropy
-        assert torch.equal(select(entropy, answer_mask, spec).mask, select(None, answer_mask, spec).mask)
-    for keep in ("top", "bottom"):
-        assert ForkSelection(keep=keep).needs_entropy
-        with pytest.raises(ValueError, match=f"selection.keep={keep}"):
-            select(None, answer_mask, ForkSelection(keep=keep))
+NEEDED = {
+    "top": {"entropy"},
+    "bottom": {"entropy"},
+    "band": {"entropy"},
+    "low_probability": {"logp"},
+    "covariance": {"logp", "advantages"},
+    "random": set(),
+    "all": set(),
+    EntropyTimesAdvantage(): {"entropy", "logp", "advantages"},
+}
 
 
-@pytest.mark.parametrize("keep", ["top", "bottom", "random", "all"])
+@pytest.mark.parametrize("keep", NEEDED, ids=str)
+def test_what_a_score_is_not_made_of_is_not_read(keep):
+    answer_mask, spec = torch.ones(2, 5).bool(), ForkSelection(keep=keep)
+    given = {"entropy": torch.rand(2, 5), "logp": -torch.rand(2, 5), "advantages": torch.tensor([1.0, -0.5])}
+    expected = select(**given, answer_mask=answer_mask, spec=spec).mask
+    for name in given:
+        if name in NEEDED[keep]:
+            with pytest.raises(ValueError, match=r"selection.keep=\w+ needs"):
+                select(**{**given, name: None}, answer_mask=answer_mask, spec=spec)
+        else:
+            wrong = torch.full_like(given[name], math.nan)
+            for value in (None, wrong):
+                assert torch.equal(select(**{**given, name: value}, answer_mask=answer_mask, spec=spec).mask, expected)
+
+
+def test_own_score():
+    entropy, advantages = torch.tensor([[1.0, 2.0], [3.0, 0.5]]), torch.tensor([-4.0, 1.0])
+    spec = ForkSelection(rho=0.5, keep=EntropyTimesAdvantage())
+    result = select(entropy, torch.ones(2, 2).bool(), spec, logp=-entropy, advantages=advantages)
+    assert result.mask.tolist() == [[True, True], [False, False]]
+    assert result.threshold == 4.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        (torch.ones(2, 2).long(), TypeError, "Fixed.scores must return a floating point tensor, not torch.int64"),
+        ([1.0], TypeError, "Fixed.scores must return a floating point tensor, not list"),
+        (torch.ones(2), ValueError, r"Fixed.scores must return \(2, 2\), got \(2,\)"),
+        (torch.full((2, 2), math.inf), ValueError, "4 of 4 eligible scores of Fixed are NaN or infinite"),
+    ],
+)
+def test_wrong_own_scores_are_refused_by_their_name(scores, error, message):
+    class Fixed:
+        def scores(self, entropy, logp, advantages, eligible):
+            return scores
+
+    values = torch.ones(2, 2)
+    with pytest.raises(error, match=message):
+        select(values, values.bool(), ForkSelection(keep=Fixed()), logp=values, advantages=torch.ones(2))
+
+
+@pytest.mark.parametrize("scope", ["update", "sequence"])
+@pytest.mark.parametrize("rule", ["count", "threshold"])
+@pytest.mark.parametrize("keep", NEEDED, ids=str)
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (3, 0), (3, 5)])
-def test_nothing_eligible_gives_an_empty_mask(keep, shape):
-    result = select(torch.zeros(shape), torch.zeros(shape).bool(), ForkSelection(keep=keep))
+def test_nothing_eligible_gives_an_empty_mask(keep, shape, scope, rule):
+    spec = ForkSelection(keep=keep, scope=scope, rule=rule)
+    values = torch.zeros(shape)
+    result = select(values, values.bool(), spec, logp=values, advantages=values.new_zeros(shape[0]))
     assert result.mask.shape == shape
     assert not result.mask.any()
     assert result.count == 0
-    assert result.threshold.isnan()
+    assert result.threshold.isnan().all()
+    assert result.threshold.shape == (shape[:1] if scope == "sequence" else ())
 
 
-def test_infinite_and_negative_scores_and_signed_zeros_are_ordered():
-    values = [-math.inf, -2.5, -1e-300, -0.0, 0.0, 5e-324, 1.0, 1e300, math.inf]
-    entropy = torch.tensor([values], dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_and_negative_scores_and_signed_zeros_are_ordered(dtype):
+    most = torch.finfo(dtype).max
+    values = [-most, -2.5, -1e-30, -0.0, 0.0, 1e-45, 1.0, 1e30, most]
+    entropy = torch.tensor([values], dtype=dtype)
     for k in range(1, 10):
         for keep, best in (("top", range(8, -1, -1)), ("bottom", range(9))):
             order = sorted(best, key=lambda i: (-values[i] if keep == "top" else values[i], i))
             result = select(entropy, torch.ones(1, 9).bool(), ForkSelection(rho=k / 9 - 1e-9, keep=keep))
             assert result.mask[0].nonzero().flatten().tolist() == sorted(order[:k])
-            assert result.threshold == values[order[k - 1]]
+            assert result.threshold == entropy[0, order[k - 1]]
+            assert not (result.threshold == 0 and result.threshold.signbit())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rho", [0.2, 1 / 3, 0.7, 0.123456789, 1.0])
+def test_quantile_is_that_of_torch_to_the_last_bit(rho, dtype):
+    generator = torch.Generator().manual_seed(3)
+    for n in (1, 2, 7, 1000, 99_999):
+        for entropy in (torch.rand(1, n, generator=generator, dtype=dtype), torch.zeros(1, n, dtype=dtype)):
+            for decimals in (1, 9):  # with and without ties
+                rounded = (entropy * 8).round(decimals=decimals)
+                spec = ForkSelection(rho=rho, rule="threshold")
+                result = select(rounded, torch.ones(1, n).bool(), spec)
+                expected = torch.quantile(rounded, 1 - rho)
+                assert torch.equal(result.threshold, expected)
+                assert torch.equal(result.mask, rounded >= expected)
+
+
+def test_ranks_of_quantiles_beyond_the_integers_of_float32():
+    n = 2**24 + 4
+    entropy = torch.zeros(1, n)
+    entropy[0, : n // 4] = 1  # rank 0.75 * (n - 1) = 12582914.25 lies between the last 0 and the first 1
+    result = select(entropy, torch.ones(1, n).bool(), ForkSelection(rho=0.25, rule="threshold"))
+    assert result.threshold == 0.25
+    assert result.count == n // 4
 
 
 def test_inputs_are_left_alone_and_results_are_detached():
@@ -104,41 +180,9 @@ def test_inputs_are_left_alone_and_results_are_detached():
     assert answer_mask.all()
 
 
-def test_kth_agrees_with_sorting():
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.randint(-(2**63), 2**63 - 1, (200,), generator=generator)
-    narrow = torch.randint(-3, 3, (200,), generator=generator)
-    for keys in (wide, narrow, torch.tensor([-(2**63), 2**63 - 1, 0, -1, 0])):
-        ordered = sorted(keys.tolist(), reverse=True)
-        for k in {1, 2, len(ordered) // 2, len(ordered)}:
-            value = ordered[k - 1]
-            assert kth(keys, k, lambda counts: counts) == (value, sum(key > value for key in ordered))
-    for k in (0, 201):
-        with pytest.raises(ValueError, match="between 1 and"):
-            kth(wide, k, lambda counts: counts)
-
-
 def test_repeated_row_keys_are_refused_where_they_leave_a_tie():
     with pytest.raises(ValueError, match="row_key must be unique"):
         select(torch.zeros(2, 2), torch.ones(2, 2).bool(), ForkSelection(), row_key=torch.tensor([4, 4]))
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "name"),
-    [
-        ({"rho": 0.0}, "selection.rho"),
-        ({"rho": 1.01}, "selection.rho"),
-        ({"rho": math.nan}, "selection.rho"),
-        ({"keep": "most"}, "selection.keep"),
-        ({"scope": "batch"}, "selection.scope"),
-        ({"entropy_of": "new"}, "selection.entropy_of"),
-        ({"over": "prompts"}, "selection.over"),
-        ({"denominator": "none"}, "selection.denominator"),
-    ],
-)
-def test_wrong_specifications_are_refused_by_name(kwargs, name):
-    with pytest.raises(ValueError, match=name):
-        ForkSelection(**kwargs)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +192,13 @@ def test_wrong_specifications_are_refused_by_name(kwargs, name):
         ({"answer_mask": torch.ones(6).bool()}, ValueError, r"\[S,T\]"),
         ({"answer_mask": torch.ones(2, 4).bool()}, ValueError, "do not agree"),
         ({"entropy": torch.ones(2, 3).long()}, TypeError, "floating"),
-        ({"entropy": torch.tensor([[1.0, math.nan, 0], [0, 0, 0]])}, ValueError, "1 of 6 eligible entropies are NaN"),
+        (
+            {"entropy": torch.tensor([[1.0, math.nan, 0], [0, 0, 0]])},
+            ValueError,
+            "1 of 6 eligible entropies are NaN or inf",
+        ),
+        ({"logp": torch.zeros(2, 4)}, ValueError, "logp .* do not agree"),
+        ({"advantages": torch.zeros(2, 3)}, ValueError, "advantages .* do not agree"),
         ({"row_key": torch.zeros(2)}, TypeError, "int64"),
         ({"row_key": torch.arange(3)}, ValueError, "one per row"),
         ({"reduce": lambda counts: counts}, ValueError, "row_key is required"),

@@ -1,0 +1,161 @@
+"""The loss terms of one visit, as sums over its tokens, and the sums that its curves are made of."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from forklight.algo.correction import Correction, correction_weights, mismatch_metrics
+from forklight.algo.denominators import counted, row_weights
+from forklight.algo.kl import KLTerm, kl_estimate
+from forklight.algo.losses import ratio_metrics
+from forklight.algo.objectives import Dapo, Gspo, Objective
+from forklight.algo.plan import Others, Passes
+from forklight.algo.spec import ForkSelection, Term
+from forklight.algo.types import LossOutput, TokenBatch
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Everything that the loss of a visit is made of."""
+
+    selection: ForkSelection = field(default_factory=ForkSelection)
+    """Which tokens carry gradient."""
+    objective: Objective = field(default_factory=Dapo)
+    """The policy term."""
+    kl: KLTerm = field(default_factory=KLTerm)
+    """The KL term, in the loss if its coefficient is above 0 and it is not taken from the reward."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus: what is added to the objective per nat of mean entropy."""
+    correction: Correction = field(default_factory=Correction)
+    """Weights against a mismatch of sampler and trainer."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.entropy_coef < float("inf"):
+            raise ValueError(f"model.entropy_coef must be a finite number >= 0, got {self.entropy_coef}")
+        s, o = self.selection, self.objective
+        if s.denominator == "micro_batch" and o.aggregate != "token":
+            raise ValueError(
+                f"selection.denominator: micro_batch divides by tokens, {type(o).__name__} by sequences: use selected"
+            )
+        if o.trains == "eligible" and s.denominator != "answer":
+            raise ValueError(
+                f"{type(o).__name__} trains forking and other tokens; selection.denominator must be answer, not "
+                f"{s.denominator}"
+            )
+        if s.keep == "covariance" and s.scope == "sequence":
+            raise ValueError(
+                "selection.keep: covariance needs a scope of several answers: inside one all advantages are equal"
+            )
+        if isinstance(o, Gspo) and s.denominator == "answer":
+            raise ValueError(
+                f"{type(o).__name__} averages over a sequence's kept tokens: selection.denominator must be selected"
+            )
+        if "kl" in s.terms and not self.kl_in_loss:
+            raise ValueError("selection.terms has kl, but model.kl puts no KL term into the loss")
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """True if the loss has a KL term of its own."""
+        return self.kl.coef > 0 and self.kl.placement == "loss"
+
+    @property
+    def reference_in_loss(self) -> bool:
+        """True if the loss compares with the reference model."""
+        return self.kl_in_loss or self.objective.needs_reference
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if the loss or the reward compares with the reference model."""
+        return self.kl.coef > 0 or self.objective.needs_reference
+
+    @property
+    def ranked(self) -> bool:
+        """True if some tokens are chosen by what only the policy knows."""
+        return self.selection.ranked or self.objective.covariance is not None
+
+    @property
+    def others(self) -> Others:
+        """The sequences to which terms other than the policy's advantages give a gradient."""
+        active = {name for name, used in (("kl", self.kl_in_loss), ("entropy", self.entropy_coef > 0)) if used}
+        if active - set(self.selection.terms):
+            return "all"
+        return "eligible" if active or self.objective.needs_reference else "none"
+
+    def passes(self, updates: int, micro_batches: int) -> Passes:
+        """The passes of a rollout of K updates of A micro-batches.
+
+        Raises:
+            ValueError: the selection contradicts K.
+        """
+        known = counted(self.selection, self.objective.aggregate, updates=updates)
+        return Passes.of(
+            self.selection, updates=updates, micro_batches=micro_batches, ranked=self.ranked, counted=known
+        )
+
+
+def loss_terms(tokens: TokenBatch, loss: Loss, sampler_logp: Tensor | None = None) -> LossOutput:
+    """Policy, KL and entropy terms of a visit, as weighted sums over its tokens.
+
+    A term that `selection.terms` names is summed over the kept tokens; others over all answer tokens.
+
+    Args:
+        tokens: of the visit; `entropy` is connected where there is an entropy bonus.
+        loss: what the terms are.
+        sampler_logp: [N], that the sampler drew the tokens with; needed by a correction.
+
+    Returns:
+        The sums, scalars connected to the log-probabilities also when no token counts, and detached float64 metrics.
+        Those whose names end in `_max` combine by maximum, the others add up over micro-batches and ranks; each is
+        given for `kept_` tokens and for `dropped_` ones, which could have been kept.
+
+    Raises:
+        ValueError: a correction without the sampler's log-probabilities.
+    """
+    policy = loss.objective.token_loss(tokens)
+    values = policy.loss
+    if loss.correction.method != "none":
+        if sampler_logp is None:
+            raise ValueError(
+                f"model.correction.method: {loss.correction.method} needs the log-probabilities of the sampler, which "
+                "this one does not tell"
+            )
+        weights = correction_weights(tokens.old_logp, sampler_logp, tokens.row, tokens.rows, loss.correction)
+        values = values * weights.to(values.dtype)
+    sums = {"policy": _weighted_sum(values, _counted("policy", tokens, loss), tokens, loss)}
+    for term, values in _other_terms(tokens, loss):
+        sums[term] = _weighted_sum(values, _counted(term, tokens, loss), tokens, loss)
+    metrics = {f"{term}_loss_sum": value.detach().double() for term, value in sums.items()}
+    for name, mask in (("kept", tokens.fork_mask), ("dropped", tokens.eligible & ~tokens.fork_mask)):
+        metrics |= {f"{name}_{key}": value for key, value in ratio_metrics(tokens, policy, mask).items()}
+        if sampler_logp is not None:
+            found = mismatch_metrics(tokens.old_logp, sampler_logp, mask)
+            metrics |= {f"{name}_mismatch_{key}": value for key, value in found.items()}
+    return LossOutput(sums["policy"], sums.get("kl"), sums.get("entropy"), metrics)
+
+
+def _other_terms(tokens: TokenBatch, loss: Loss) -> Iterator[tuple[Term, Tensor]]:
+    """Token values of the KL and the entropy, 0 where they do not count."""
+    everything = torch.ones_like(tokens.fork_mask)
+    if loss.kl_in_loss:
+        assert tokens.ref_logp is not None
+        mask = tokens.fork_mask if "kl" in loss.selection.terms else everything
+        yield "kl", kl_estimate(tokens.logp, tokens.ref_logp, mask, loss.kl.estimator)
+    if loss.entropy_coef > 0:
+        assert tokens.entropy is not None
+        mask = tokens.fork_mask if "entropy" in loss.selection.terms else everything
+        yield "entropy", torch.where(mask, tokens.entropy, 0.0)
+
+
+def _counted(term: Term, tokens: TokenBatch, loss: Loss) -> Tensor:
+    """The tokens that a sequence's mean is divided by."""
+    if term not in loss.selection.terms:
+        return torch.ones_like(tokens.fork_mask)
+    return tokens.fork_mask if loss.selection.denominator == "selected" else tokens.eligible
+
+
+def _weighted_sum(values: Tensor, counted: Tensor, tokens: TokenBatch, loss: Loss) -> Tensor:
+    """The sum of token values, each by the weight that its sequence gives it."""
+    weights = row_weights(counted, tokens.row, tokens.rows, loss.objective.aggregate)
+    return values.sum() if weights is None else (values * weights.to(values.dtype)).sum()

@@ -1,0 +1,108 @@
+"""Which sets of tokens are ranked together: the scopes of the selection, over visits and ranks."""
+
+import torch
+from torch import Tensor
+
+from forklight.algo.contexts import context_keys, share_first
+from forklight.algo.covariance import covariance_tokens
+from forklight.algo.noise import hash_bits
+from forklight.algo.plan import eligible_rows
+from forklight.algo.selection import select
+from forklight.algo.terms import Loss
+from forklight.algo.types import Experience, TokenBatch
+from forklight.rollout.lesson import Lesson
+from forklight.rollout.ranks import Ranks
+
+
+class Chooser:
+    """Writes masks and thresholds into a lesson's experience.
+
+    Args:
+        settings: the selection, and the objective, which may choose tokens of its own.
+        seed: the run's seed.
+        ranks: the data-parallel group.
+    """
+
+    def __init__(self, settings: Loss, seed: int, ranks: Ranks) -> None:
+        self.spec = settings.selection
+        self.objective = settings.objective
+        self.seed = seed
+        self.ranks = ranks
+
+    def eligible(self, x: Experience) -> Tensor:
+        """The tokens that can be kept, bool `[S,T]`."""
+        return x.answer_mask & eligible_rows(x, self.spec)[:, None]
+
+    def choose(self, lesson: Lesson, updates: range) -> None:
+        """The masks of some updates, one selection per set."""
+        x, plan = lesson.experience, lesson.plan
+        if self.spec.scope == "rollout":
+            self._choose(lesson, torch.arange(len(x.update), device=x.update.device))
+            return
+        for update in updates:
+            if self.spec.scope in ("update", "sequence"):
+                self._choose(lesson, (x.update == update).nonzero().flatten())
+            else:
+                for visit in plan.visits_of(update):
+                    self._choose(lesson, plan.looked_at(visit))
+
+    def choose_visit(self, lesson: Lesson, visit: int) -> None:
+        """The masks of one visit, inside its forward pass: with scope `update` and A = 1 it is the whole update."""
+        self._choose(lesson, lesson.plan.looked_at(visit))
+
+    def _choose(self, lesson: Lesson, rows: Tensor) -> None:
+        x = lesson.experience
+        assert x.entropy is not None and x.fork_mask is not None and x.threshold is not None
+        eligible, advantages, row_key = self.eligible(x)[rows], x.advantages[rows], x.row_key[rows]
+        entropy, logp = x.entropy[rows], None if x.logp is None else x.logp[rows]
+        if self.spec.needs_entropy:
+            entropy = share_first(entropy, context_keys(x.answer_ids[rows], x.group[rows]), eligible)
+        if logp is not None:
+            logp = share_first(logp, context_keys(x.answer_ids[rows], x.group[rows], inclusive=True), eligible)
+        reduce = None if self.spec.scope == "micro_batch_rank" else self.ranks.reduce
+        seed = int(hash_bits(self.seed, lesson.rollout))
+        found = select(
+            entropy,
+            eligible,
+            self.spec,
+            logp=logp,
+            advantages=advantages,
+            row_key=row_key,
+            seed=seed,
+            reduce=reduce,
+        )
+        x.fork_mask[rows] = found.mask
+        x.threshold[rows] = found.threshold.to(x.threshold.dtype)
+        if self.objective.covariance is not None:
+            assert x.cov_mask is not None and logp is not None
+            x.cov_mask[rows] = covariance_tokens(
+                logp,
+                advantages,
+                found.mask,
+                self.objective.covariance,
+                exclude=self._already_clipped(x, rows, found.mask),
+                row_key=row_key,
+                seed=int(hash_bits(seed, 1)),
+                reduce=reduce,
+            )
+
+    def _already_clipped(self, x: Experience, rows: Tensor, mask: Tensor) -> Tensor | None:
+        """Kept tokens that have no gradient left to take away, bool `[S,T]`; None while all ratios are 1."""
+        if x.old_logp is None or x.logp is None:
+            return None
+        advantages = x.advantages[rows][:, None].expand_as(mask)[mask]
+        every = torch.ones_like(advantages, dtype=torch.bool)
+        tokens = TokenBatch(
+            logp=x.logp[rows][mask],
+            old_logp=x.old_logp[rows][mask],
+            advantages=advantages.to(x.logp.dtype),
+            fork_mask=every,
+            eligible=every,
+            row=torch.zeros_like(every, dtype=torch.int64),
+            rows=1,
+            cov_mask=torch.zeros_like(every),
+        )
+        loss = self.objective.token_loss(tokens)
+        clipped = torch.zeros_like(mask)
+        clipped[mask] = loss.clip_low | loss.clip_high
+        return clipped

@@ -1,0 +1,83 @@
+"""A number that is not finite ends the run with one line, a dump of the rollout, and the last good checkpoint."""
+
+import json
+import re
+
+import pytest
+import torch
+from toy_runs import fit
+
+from forklight.algo.types import Experience
+
+K, A = 2, 2
+
+
+def broken_fit(folder, capsys, how, rollout, visit, *more):
+    """The message of a run whose policy breaks at a visit, and what its dump holds."""
+    callback = {"class_path": "broken.BreakPolicy", "init_args": {"how": how, "rollout": rollout, "visit": visit}}
+    with pytest.raises(SystemExit) as stop:
+        fit(
+            folder,
+            *("--data.updates_per_rollout", K, "--trainer.accumulate_grad_batches", A, "--data.val", "null"),
+            *("--checkpoint.every_n_updates", 1, "--trainer.callbacks", json.dumps([callback]), *more),
+            steps=8,
+        )
+    assert stop.value.code == 2
+    out, error = capsys.readouterr()
+    error = error.removeprefix("forklight: error: ").strip()
+    assert "\n" not in error
+    path = folder / f"dump-rollout-{rollout}-rank-0.pt"
+    assert str(path) in out
+    assert [file.name for file in folder.glob("dump*")] == [path.name]
+    return error, torch.load(path, weights_only=True), path
+
+
+def checkpoint(folder):
+    return (folder / "checkpoints" / "last.ckpt").resolve()
+
+
+@pytest.mark.parametrize(("how", "value"), [("nan", "nan and entropy nan"), ("infinite", "-inf and entropy 6.4")])
+def test_the_rollout_is_dumped(how, value, tmp_path, capsys):
+    folder = tmp_path / "run"
+    error, dump, path = broken_fit(folder, capsys, how, 1, A)  # at the second update of the second rollout
+    assert dump["error"] == error
+    assert error.startswith("rollout 1: token ")
+    assert f"has log-probability {value}" in error
+    experience = Experience(**dump["experience"])
+    problem = error.split(" of an answer to problem ")[1].split()[0]
+    draws = [draw for draw, uid in dump["uids"].items() if uid == problem]
+    assert draws
+    assert set(draws) <= set(experience.group[experience.update == 1].tolist())
+    assert len(experience.rewards) == 16
+    assert experience.old_logp[experience.answer_mask].isfinite().all()  # from before the policy broke
+    assert experience.fork_mask.any()
+    assert dump["rollout"] == 1
+    # the last checkpoint is that of the third update, from before
+    last = checkpoint(folder)
+    assert last.name == "update-00000003.ckpt"
+    assert last.stat().st_mtime_ns < path.stat().st_mtime_ns
+    state = torch.load(last, weights_only=True)["state_dict"]
+    assert all(weight.isfinite().all() for weight in state.values())
+
+
+def test_a_gradient_that_is_not_finite_is_in_no_checkpoint(tmp_path, capsys):
+    folder = tmp_path / "run"
+    error, dump, _ = broken_fit(folder, capsys, "gradient", 1, 0)
+    assert error.startswith("rollout 1: update 0 of 2 has a gradient of norm nan")
+    assert dump["experience"]["entropy"].shape == dump["experience"]["fork_mask"].shape
+    assert checkpoint(folder).name == "update-00000002.ckpt"
+
+
+def test_a_rollout_that_is_not_collected_has_no_tensors(tmp_path, capsys):
+    kl = ("--model.kl.coef", 0.1, "--model.kl.placement", "reward")  # passes before there are rewards
+    kl = (*kl, "--model.policy.random_init", "false")
+    error, dump, _ = broken_fit(tmp_path / "run", capsys, "statistics", 1, 0, *kl)
+    assert re.match(r"rollout 1: token 0 of an answer to problem [0-9a-f]{16} has log-probability nan", error)
+    assert dump == {"error": error, "rollout": 1, "uids": {}, "experience": {}}
+
+
+def test_other_errors_leave_no_dump(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        fit(folder, "--trainer.accumulate_grad_batches", 17)
+    assert not list(tmp_path.rglob("dump*"))
