@@ -20,7 +20,7 @@ from forklight.algo.terms import Loss
 from forklight.algo.types import Experience
 from forklight.data.visits import EvalBatch, PromptBatch
 from forklight.models.policy import Policy, PolicyConfig, eos_ids, load_settings, load_tokenizer
-from forklight.models.reference import Reference
+from forklight.models.reference import Reference, check_reference
 from forklight.rollout.answers import Answerer, Group
 from forklight.rollout.collect import Collector, Rollout, RolloutSpec
 from forklight.rollout.hf import HFSampler
@@ -73,6 +73,8 @@ class ForkGRPOModule(LightningModule):
         self.advantage = advantage
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        if self.loss.needs_reference:
+            check_reference(policy)
         load_settings(policy)  # a model that cannot be trained is refused before anything is written
         self.tokenizer = load_tokenizer(policy)
         self.ranks = Ranks()

@@ -8,6 +8,22 @@ from forklight.algo.types import Chunk, TokenStats
 from forklight.models.policy import Policy, PolicyConfig
 
 
+def check_reference(config: PolicyConfig) -> None:
+    """Refuses a policy that cannot be loaded a second time.
+
+    Args:
+        config: the policy's own settings.
+
+    Raises:
+        ValueError: its weights are drawn at random.
+    """
+    if config.random_init:
+        raise ValueError(
+            "model.policy.random_init = true leaves no weights that model.kl or model.objective could compare with: "
+            "save the policy first and give its folder as model.policy.path"
+        )
+
+
 class Reference:
     """The policy as it was before training, or at the last refresh.
 
@@ -22,11 +38,7 @@ class Reference:
     """
 
     def __init__(self, config: PolicyConfig) -> None:
-        if config.random_init:
-            raise ValueError(
-                "model.policy.random_init = true leaves no weights that model.kl could compare with: "
-                "save the policy first and give its folder as model.policy.path, or set model.kl.coef to 0"
-            )
+        check_reference(config)
         self.policy = Policy(config).requires_grad_(False).eval()
 
     def to(self, like: torch.Tensor) -> None:
