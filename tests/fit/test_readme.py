@@ -1,0 +1,130 @@
+"""README.md: its commands are valid, and its tables name what there is."""
+
+import re
+import shlex
+from dataclasses import fields
+from inspect import isabstract
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from toy_runs import curves, fit
+
+from forklight.algo import objectives
+from forklight.algo.advantages import AdvantageName
+from forklight.algo.correction import Method
+from forklight.algo.losses import ClipRange
+from forklight.algo.spec import PRESETS, ForkSelection
+from forklight.callbacks.startup import describe
+from forklight.cli import main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    command
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for command in block.replace("\\\n", " ").splitlines()
+    if command.startswith("forklight ")
+]
+OBJECTIVES = {
+    name: kind
+    for name, kind in vars(objectives).items()
+    if name[0] != "_" and isinstance(kind, type) and issubclass(kind, objectives.Objective) and not isabstract(kind)
+}
+
+
+def tables(heading, text=README):
+    """The rows of all tables with such a head, as lists of cells without backquotes."""
+    found = re.findall(rf"^\| {re.escape(heading)}.*\n\|[ |-]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows = "".join(found).splitlines()
+    return len(found), [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows]
+
+
+def table(heading):
+    """The rows of the only one."""
+    count, rows = tables(heading)
+    assert count == 1
+    return rows
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_valid(command, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as done:
+        main([*shlex.split(command, comments=True)[1:], "--print_config"])
+    assert done.value.code == 0, capsys.readouterr().err
+
+
+def test_every_key_of_the_selection_and_its_default():
+    *keys, preset = table("key of `model.selection`")
+    assert preset[0] == "preset"
+    assert {key: default for key, _, default in keys} == {
+        field.name: "[policy]" if field.name == "terms" else str(field.default).replace("True", "true")
+        for field in fields(ForkSelection)
+    }
+
+
+def test_every_preset():
+    rows = {name: row for name, *row in table("`preset`")}
+    assert list(rows) == list(PRESETS)
+    for name, (ranked_together, kept, entropy_of, over, denominator, terms, _) in rows.items():
+        spec = PRESETS[name]
+        if spec.keep != "all":
+            assert kept == f"{spec.keep} {spec.rho:.0%}, {spec.rule}".replace("%", " %")
+            assert ranked_together == {
+                "update": "update, all ranks",
+                "micro_batch": "micro-batch, all ranks",
+                "micro_batch_rank": "micro-batch of a rank",
+            }.get(spec.scope)
+        assert entropy_of == (spec.entropy_of if spec.needs_entropy else "")
+        assert (over, denominator, terms) == (spec.over, spec.denominator, ", ".join(spec.terms))
+
+
+def test_the_row_of_the_startup_table():
+    shown = describe(ForkSelection(**{**vars(PRESETS["trl"]), "rho": 0.1}))
+    assert shown in README.replace("sampling,\nover", "sampling, over")
+
+
+def test_every_objective_its_overlay_and_its_defaults():
+    rows = {name: row for name, *row in table("class | overlay")}
+    assert set(rows) == set(OBJECTIVES)
+    means = {"token": "mean over tokens", "constant": "sum / (answers * max_new_tokens)"}
+    for name, (overlay, _, number, parameters) in rows.items():
+        objective = OBJECTIVES[name]()
+        assert (ROOT / "configs" / "overlay" / f"{overlay}.yaml").is_file()
+        if objective.aggregate == "sequence":
+            assert number in ("mean over answers of their mean over tokens", "as Grpo")
+        else:
+            assert number == means[objective.aggregate]
+        given = dict(re.findall(r"(\w+) ([-\de.]+(?:, [-\de.]+)?)", parameters))
+        for key, value in given.items():
+            values = [float(part) for part in value.split(", ")]
+            holder = objective if hasattr(objective, key) else objective.covariance
+            default = getattr(holder, key)
+            assert values == ([default.low, default.high] if isinstance(default, ClipRange) else [default]), key
+
+
+def test_every_overlay():
+    _, rows = tables("overlay | sets", (ROOT / "configs" / "README.md").read_text())
+    names = [row[0].removesuffix(" *") for row in rows]
+    assert sorted(names) == sorted(path.stem for path in (ROOT / "configs" / "overlay").glob("*.yaml"))
+
+
+def test_every_advantage_and_correction():
+    advantages = [row[0].removesuffix(" (default)") for row in table("value | advantage")]
+    assert sorted(advantages) == sorted(get_args(AdvantageName))
+    corrections = [row[0].removesuffix(" (default)") for row in table("`correction.method`")]
+    assert corrections == list(get_args(Method))
+
+
+def test_every_curve_is_in_the_table(tmp_path):
+    more = ("--data.updates_per_rollout", 2, "--model.policy.random_init", "false", "--model.entropy_coef", 0.01)
+    fit(tmp_path / "run", *more, "--model.kl.coef", 0.1, steps=2)
+    fit(tmp_path / "reward", *more, "--model.kl", "{coef: 0.1, placement: reward}", steps=1)
+    named = set()
+    for tags, *_ in table("tag | what"):
+        group, _, names = tags.partition("/")
+        named |= {f"{group}/{name}" for name in names.split(", ")}
+    found = {**curves(tmp_path / "run"), **curves(tmp_path / "reward")}
+    assert {tag for tag in found if not tag.startswith(("time/", "val/"))} - named == set()
+    assert {tag for tag in named if tag.startswith(("train/", "fork/", "mismatch/"))} - set(found) == {"fork/entropy"}
