@@ -44,7 +44,7 @@ class ForkGRPOModule(LightningModule):
         objective: the policy's loss; `Dapo` if not given.
         advantage: how rewards become advantages: `grpo`, `dr_grpo` (no standard deviation), `batch_std`, `rloo`,
             `reinforce_pp`, `reinforce_pp_baseline`, or a `class_path` of your own.
-        kl: the KL to a reference model, which is loaded only if the coefficient is above 0.
+        kl: the KL to a reference model, which is loaded only if something compares with it.
         entropy_coef: weight of the entropy bonus.
         correction: importance weights against a mismatch of sampler and trainer.
         optimizer: made for the policy's parameters.
@@ -92,7 +92,7 @@ class ForkGRPOModule(LightningModule):
     # -- building ------------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Loads the policy, and the reference if a KL term needs one; wires the rest to the run's seed and ranks."""
+        """Loads the policy, and the reference if anything compares with it; wires the rest to seed and ranks."""
         if not hasattr(self, "policy"):
             self.policy = Policy(self.policy_config)
             self._reference = [Reference(self.policy_config)] if self.loss.needs_reference else []
@@ -126,7 +126,7 @@ class ForkGRPOModule(LightningModule):
 
     @property
     def reference(self) -> Reference | None:
-        """The frozen policy, or None without a KL term. Held outside of the module tree: never in a checkpoint."""
+        """What KL terms compare with, or None. Outside of the module tree: only a refreshed one is in checkpoints."""
         return self._reference[0] if self._reference else None
 
     # -- a training step -----------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ class ForkGRPOModule(LightningModule):
     def _penalty(self, batch: PromptBatch) -> Callable[[Experience], Tensor] | None:
         """What the KL takes from the rewards, if that is its place."""
         reference = self.reference
-        if reference is None or self.loss.kl.coef == 0 or self.loss.kl.placement != "reward":
+        if reference is None or not self.loss.kl_in_reward:
             return None
         visits = batch.updates * batch.micro_batches
 

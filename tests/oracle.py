@@ -11,8 +11,9 @@ from math import floor, fsum
 import torch
 from torch import Tensor, nn
 
+from forklight.algo.losses import ClipRange
 from forklight.algo.noise import hash_bits, hash_uniform
-from forklight.algo.objectives import Cispo, Dapo, DrGrpo, Grpo, Objective
+from forklight.algo.objectives import Archer, Cispo, ClipCov, EntropyShaped, Gspo, KlCov, Objective
 from forklight.algo.terms import Loss
 from forklight.algo.types import Experience
 
@@ -80,17 +81,24 @@ def expected_update(
 
     allowed = {r for r in everything if spec.over == "answers" or x.contributing[r]}
     allowed -= set() if spec.truncated else {r for r in everything if x.truncated[r]}
-    ranked_together = {"update": [rows], "rollout": [everything], "sequence": [[r] for r in rows]}
     kept: set[Token] = set()
-    for members in ranked_together.get(spec.scope, sets):
+    held: set[Token] = set()  # what a covariance objective acts on
+    together = {"update": [rows], "rollout": [everything], "sequence": [[r] for r in rows]}.get(spec.scope, sets)
+    for members in together:
         tokens = [(r, t) for r in members if r in allowed for t in range(int(x.answer_length[r]))]
         kept |= chosen(x, tokens, scores_of(x, tokens, by, settings, noise_seed), settings)
+    for members in [rows] if spec.scope == "sequence" else together:
+        tokens = [(r, t) for r in members if r in allowed for t in range(int(x.answer_length[r]))]
+        if settings.objective.covariance is not None:
+            held |= held_tokens(x, tokens, kept, by, old, settings.objective, int(hash_bits(noise_seed, 1)))
     kept = {token for token in kept if token[0] in rows}
 
     eligible = {(r, t) for r in rows if r in allowed for t in range(int(x.answer_length[r]))}
     mean = Mean(x, settings, rows, allowed, kept, eligible, visits, length_limit)
     zero = sum(now.logp[r].sum() * 0 for r in rows)
-    loss = zero + mean(policy_values(settings.objective, x, now.logp, old.logp, kept), masked=True)
+    policy = Surrogate(settings.objective, x, now, old, ref, kept, held)
+    trained = kept if settings.objective.trains == "forks" else eligible
+    loss = zero + mean({token: policy.value(*token) for token in trained}, masked=True)
     if settings.kl_in_loss:
         masked = "kl" in spec.terms
         over = kept if masked else everywhere(x, rows)
@@ -167,24 +175,83 @@ def chosen(x: Experience, tokens: Sequence[Token], score: dict[Token, float], se
     return {token for token in tokens if score[token] >= quantile(1 - spec.rho)}
 
 
-def policy_values(
-    objective: Objective, x: Experience, logp: dict[int, Tensor], old: dict[int, Tensor], kept: set[Token]
-) -> dict[Token, Tensor]:
-    """The policy loss of every kept token, as the papers write it."""
-    values = {}
-    for r, t in kept:
-        advantage, ratio = x.advantages[r], (logp[r][t] - old[r][t]).exp()
-        if isinstance(objective, Cispo):
-            weight = ratio.detach().clamp(1 - objective.weight_clip.low, 1 + objective.weight_clip.high)
-            values[r, t] = -weight * advantage * logp[r][t]
-            continue
-        assert isinstance(objective, Dapo | Grpo | DrGrpo)
-        clip = objective.clip
-        bounded = ratio.clamp(max=1 + clip.high) if advantage > 0 else ratio.clamp(min=1 - clip.low)
-        if clip.dual is not None and advantage < 0:
-            bounded = bounded.clamp(max=clip.dual)
-        values[r, t] = -advantage * bounded
-    return values
+def held_tokens(
+    x: Experience,
+    tokens: Sequence[Token],
+    kept: set[Token],
+    by: Stats,
+    old: Stats,
+    objective: Objective,
+    noise_seed: int,
+) -> set[Token]:
+    """The tokens of one set that a covariance objective treats apart, by sorting the kept ones."""
+    logp = shared(x, tokens, lambda r, t: by.logp[r][t].item(), inclusive=True)
+    tokens = [token for token in tokens if token in kept]
+    share = objective.covariance
+    k, low, high = max(1, floor(share.share * len(tokens))), share.low, share.high
+    means = [fsum(values) / max(1, len(tokens)) for values in ([float(x.advantages[r]) for r, _ in tokens],)]
+    means.append(fsum(logp[token] for token in tokens) / max(1, len(tokens)))
+    covariance = {(r, t): (float(x.advantages[r]) - means[0]) * (logp[r, t] - means[1]) for r, t in tokens}
+    if low is None:
+        return set(sorted(tokens, key=lambda k: (-covariance[k], int(x.row_key[k[0]]), k[1]))[:k])
+
+    def clipped(r: int, t: int) -> bool:
+        ratio = (by.logp[r][t] - old.logp[r][t]).exp().item()
+        advantage = x.advantages[r]
+        return bool(advantage > 0 and ratio > 1 + objective.clip.high) or bool(
+            advantage < 0 and ratio < 1 - objective.clip.low
+        )
+
+    between = [token for token in tokens if low < covariance[token] < high and not clipped(*token)]
+    return set(sorted(between, key=lambda k: -int(hash_bits(noise_seed, int(x.row_key[k[0]]), k[1])))[:k])
+
+
+@dataclass
+class Surrogate:
+    """The policy loss of a token, as the papers write it."""
+
+    objective: Objective
+    x: Experience
+    now: Stats
+    old: Stats
+    ref: dict[int, Tensor]
+    kept: set[Token]
+    held: set[Token]
+
+    def value(self, r: int, t: int) -> Tensor:
+        o, advantage = self.objective, self.x.advantages[r]
+        log_ratio = self.now.logp[r][t] - self.old.logp[r][t]
+        match o:
+            case Cispo():
+                weight = log_ratio.exp().detach().clamp(1 - o.weight_clip.low, 1 + o.weight_clip.high)
+                return -weight * advantage * self.now.logp[r][t]
+            case Gspo():
+                places = [place for row, place in self.kept if row == r]
+                mean = (self.now.logp[r][places] - self.old.logp[r][places]).mean()
+                return clipped(mean, advantage, o.sequence_clip)
+            case ClipCov():
+                return clipped(log_ratio, advantage, o.clip) * ((r, t) not in self.held)
+            case KlCov():
+                return -advantage * log_ratio.exp() + o.coef * log_ratio.abs() * ((r, t) in self.held)
+            case EntropyShaped():
+                bonus = min(o.alpha * self.now.entropy[r][t].item(), advantage.abs().item() / o.kappa)
+                return clipped(log_ratio, advantage + bonus, o.clip)
+            case Archer():
+                fork = (r, t) in self.kept
+                gap = self.ref[r][t] - self.now.logp[r][t]
+                kl = (o.fork_kl if fork else o.other_kl) * (gap.exp() - gap - 1)
+                return clipped(log_ratio, advantage, o.fork_clip if fork else o.other_clip) + kl
+            case _:
+                return clipped(log_ratio, advantage, o.clip)
+
+
+def clipped(log_ratio: Tensor, advantage: Tensor, clip: ClipRange) -> Tensor:
+    """The clipped surrogate of one token."""
+    ratio = log_ratio.exp()
+    bounded = ratio.clamp(max=1 + clip.high) if advantage > 0 else ratio.clamp(min=1 - clip.low)
+    if clip.dual is not None and advantage < 0:
+        bounded = bounded.clamp(max=clip.dual)
+    return -advantage * bounded
 
 
 @dataclass

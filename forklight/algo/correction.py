@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from forklight.algo.losses import MAX_LOG_RATIO
+from forklight.algo.rows import row_sums
 
 Method = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
@@ -29,7 +30,8 @@ class Correction:
     method: Method = "none"
     """`none`: no weights; `token_truncate`: each token's ratio trainer / sampler, at most `high` (TIS); `token_mask`:
     that ratio, 0 outside [low, high] (IcePop); `sequence_truncate` and `sequence_mask`: the same with the product of
-    the answer's ratios, one weight for all its tokens."""
+    the answer's ratios, one weight for all its tokens. They weigh the whole policy term, penalties that are part of
+    the objective included; `kl` and the entropy bonus are not weighed."""
     low: float = 0.5
     """Smallest ratio that is not masked, in [0, 1]; only the two masks read it, and 0 leaves them without this side."""
     high: float = 2.0
@@ -75,7 +77,7 @@ def correction_weights(logp: Tensor, sampler_logp: Tensor, row: Tensor, rows: in
     # float64: a product over thousands of tokens must not depend on the order of the sum
     log_ratio = logp.detach().double() - sampler_logp.detach().double()
     if spec.method in ("sequence_truncate", "sequence_mask"):
-        log_ratio = log_ratio.new_zeros(rows).index_add(0, row, log_ratio)[row]
+        log_ratio = row_sums(log_ratio, row, rows)[row]
     # cut above the bound, where the exact value no longer matters: exp() of a long answer's sum would overflow
     ratio = log_ratio.clamp(max=log(spec.high) + 1).exp()
     if spec.method in ("token_truncate", "sequence_truncate"):

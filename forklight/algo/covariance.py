@@ -16,7 +16,7 @@ class CovarianceTokens:
     """Which tokens a covariance objective treats apart, of n eligible ones: k = max(1, floor(share * n)) at most."""
 
     share: float
-    """Share of all eligible tokens, above 0 and at most 1."""
+    """Share of the eligible tokens (a loss gives those that the selection keeps), above 0 and at most 1."""
     low: float | None = None
     """Without bounds: the k tokens of the largest covariance (KL-Cov). With both: any k of those strictly between
     them (Clip-Cov)."""

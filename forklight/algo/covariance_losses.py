@@ -1,6 +1,7 @@
 """Policy losses that hold back the few tokens which drive the entropy down: those of high covariance.
 
-The tokens are chosen elsewhere, over a whole update; here a mask tells them.
+The tokens are chosen elsewhere, over the set of tokens that the selection ranks together, and for its scope `sequence`
+over a whole update; here a mask tells them.
 """
 
 import torch

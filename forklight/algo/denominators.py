@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from forklight.algo.plan import Plan, eligible_rows
+from forklight.algo.rows import row_sums
 from forklight.algo.spec import ForkSelection
 from forklight.algo.types import Experience, Reduce
 
@@ -109,7 +110,7 @@ def row_weights(tokens: Tensor, row: Tensor, rows: int, aggregate: Aggregate) ->
     """
     if aggregate != "sequence":
         return None
-    count = torch.zeros(rows, dtype=torch.float64, device=row.device).index_add_(0, row, tokens.double())
+    count = row_sums(tokens.double(), row, rows)
     return count.clamp(min=1).reciprocal()[row]
 
 

@@ -31,6 +31,8 @@ class Objective(ABC):
     """The tokens with a gradient: those that the selection keeps, or all that it chose from."""
     needs_reference: bool = False
     """True if `token_loss` reads `ref_logp`."""
+    trains_zero_advantage: bool = False
+    """True if tokens of advantage 0 can have a gradient, of a penalty that is part of the loss."""
     covariance: CovarianceTokens | None = None
     """The tokens of `cov_mask`; None if `token_loss` reads no such mask."""
 
@@ -169,7 +171,7 @@ class ClipCov(Objective):
         low: float = 1.0,
         high: float = 5.0,
     ) -> None:
-        _check_share(share)
+        _check_share("share", share)
         if not (isfinite(low) and low < high):
             raise ValueError(f"model.objective.low = {low} must be finite and below model.objective.high = {high}")
         self.clip = clip
@@ -184,15 +186,17 @@ class KlCov(Objective):
     """No clipping; the tokens of highest covariance are held near the old policy: arXiv 2505.22617, Eqs. 13 and 14.
 
     Args:
-        share: of the kept tokens, how many are held; the paper's for 7B models (0.0002 for 32B).
+        penalised_share: of the kept tokens, how many are held; the paper's for 7B models (0.0002 for 32B).
         coef: weight of the penalty.
     """
 
-    def __init__(self, share: float = 0.002, coef: float = 1.0) -> None:
-        _check_share(share)
+    trains_zero_advantage = True
+
+    def __init__(self, penalised_share: float = 0.002, coef: float = 1.0) -> None:
+        _check_share("penalised_share", penalised_share)
         _check_coef("coef", coef)
         self.coef = coef
-        self.covariance = CovarianceTokens(share)
+        self.covariance = CovarianceTokens(penalised_share)
 
     def token_loss(self, tokens: TokenBatch) -> TokenLoss:
         """See `kl_cov_loss`."""
@@ -250,7 +254,7 @@ class Archer(Objective):
         self.other_clip = other_clip
         self.fork_kl = fork_kl
         self.other_kl = other_kl
-        self.needs_reference = fork_kl > 0 or other_kl > 0
+        self.needs_reference = self.trains_zero_advantage = fork_kl > 0 or other_kl > 0
 
     def token_loss(self, tokens: TokenBatch) -> TokenLoss:
         """See `dual_token_loss`."""
@@ -271,9 +275,9 @@ def _given(values: Tensor | None, name: str, objective: Objective) -> Tensor:
     return values
 
 
-def _check_share(share: float) -> None:
+def _check_share(name: str, share: float) -> None:
     if not 0 < share <= 1:
-        raise ValueError(f"model.objective.share must be above 0 and at most 1, got {share}")
+        raise ValueError(f"model.objective.{name} must be above 0 and at most 1, got {share}")
 
 
 def _check_coef(name: str, value: float) -> None:

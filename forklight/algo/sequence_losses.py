@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from forklight.algo.losses import ClipRange, check_tokens, clipped_surrogate
+from forklight.algo.rows import row_sums
 from forklight.algo.types import TokenLoss
 
 
@@ -75,9 +76,8 @@ def gspo_token_loss(
 def _mean_of_kept(values: Tensor, mask: Tensor, row: Tensor, rows: int) -> Tensor:
     """The mean over the kept tokens of each token's sequence, `[N]`; 0 where none is kept."""
     # float64: the range of GSPO is a few 1e-4 wide, and a sequence has thousands of tokens
-    zeros = torch.zeros(rows, dtype=torch.float64, device=values.device)
-    total = zeros.index_add(0, row, torch.where(mask, values, 0.0).double())
-    count = zeros.index_add(0, row, mask.double())
+    total = row_sums(torch.where(mask, values, 0.0), row, rows)
+    count = row_sums(mask.double(), row, rows)
     return (total / count.clamp(min=1)).to(values.dtype).index_select(0, row)
 
 

@@ -62,7 +62,8 @@ class ForkSelection:
     """`count`: exactly k tokens, ties by (draw, answer, position); `threshold`: all tokens whose score reaches the
     linearly interpolated quantile 1 - rho, so that ties may exceed rho."""
     temperature: Literal["sampling"] | float = "sampling"
-    """Temperature of the entropy: that of sampling, or a number above 0. Ratios always use the sampling temperature."""
+    """Temperature of the entropy, also of a bonus or an objective made of it: that of sampling, or a number above 0.
+    Ratios always use the sampling temperature."""
     over: Over = "contributing"
     """Tokens that can be kept and are counted: of groups with an advantage that is not zero, or of all answers."""
     denominator: Denominator = "selected"
@@ -76,9 +77,9 @@ class ForkSelection:
     def __post_init__(self) -> None:
         if not 0 < self.rho <= 1:
             raise ValueError(f"selection.rho must be above 0 and at most 1, got {self.rho}")
-        if self.temperature != "sampling" and not (
-            isinstance(self.temperature, int | float) and 0 < self.temperature < float("inf")
-        ):
+        object.__setattr__(self, "terms", tuple(self.terms))  # a list would be unequal to every preset
+        numeric = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
+        if self.temperature != "sampling" and not (numeric and 0 < float(self.temperature) < float("inf")):
             raise ValueError(f"selection.temperature must be `sampling` or a number above 0, got {self.temperature!r}")
         for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):

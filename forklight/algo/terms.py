@@ -54,11 +54,23 @@ class Loss:
             )
         if "kl" in s.terms and not self.kl_in_loss:
             raise ValueError("selection.terms has kl, but model.kl puts no KL term into the loss")
+        if self.kl.placement == "reward" and self.kl.coef == 0:
+            raise ValueError("model.kl.placement: reward needs model.kl.coef above 0")
+        if self.kl.refresh_every_rollouts and not self.needs_reference:
+            raise ValueError(
+                f"model.kl.refresh_every_rollouts = {self.kl.refresh_every_rollouts}, but nothing compares with the "
+                "reference: model.kl.coef is 0"
+            )
 
     @property
     def kl_in_loss(self) -> bool:
         """True if the loss has a KL term of its own."""
         return self.kl.coef > 0 and self.kl.placement == "loss"
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """True if the KL is taken from the rewards."""
+        return self.kl.coef > 0 and self.kl.placement == "reward"
 
     @property
     def reference_in_loss(self) -> bool:
@@ -81,7 +93,7 @@ class Loss:
         active = {name for name, used in (("kl", self.kl_in_loss), ("entropy", self.entropy_coef > 0)) if used}
         if active - set(self.selection.terms):
             return "all"
-        return "eligible" if active or self.objective.needs_reference else "none"
+        return "eligible" if active or self.objective.trains_zero_advantage else "none"
 
     def passes(self, updates: int, micro_batches: int) -> Passes:
         """The passes of a rollout of K updates of A micro-batches.
@@ -90,6 +102,8 @@ class Loss:
             ValueError: the selection contradicts K.
         """
         known = counted(self.selection, self.objective.aggregate, updates=updates)
+        if self.objective.covariance is not None and self.selection.scope == "sequence":
+            known = False  # sequences are ranked alone, but covariances are about the mean of the whole update
         return Passes.of(
             self.selection, updates=updates, micro_batches=micro_batches, ranked=self.ranked, counted=known
         )
@@ -127,6 +141,7 @@ def loss_terms(tokens: TokenBatch, loss: Loss, sampler_logp: Tensor | None = Non
     for term, values in _other_terms(tokens, loss):
         sums[term] = _weighted_sum(values, _counted(term, tokens, loss), tokens, loss)
     metrics = {f"{term}_loss_sum": value.detach().double() for term, value in sums.items()}
+    metrics["leaked"] = ((policy.loss != 0) & ~loss.objective.trained(tokens)).sum(dtype=torch.float64)
     for name, mask in (("kept", tokens.fork_mask), ("dropped", tokens.eligible & ~tokens.fork_mask)):
         metrics |= {f"{name}_{key}": value for key, value in ratio_metrics(tokens, policy, mask).items()}
         if sampler_logp is not None:

@@ -142,17 +142,19 @@ class Experience:
     whole: Tensor | None = None  # float64 [K] denominator of terms without a mask, over all ranks
 
     @property
-    def answer_mask(self) -> Tensor:
-        """True on sampled tokens, EOS included: bool `[S,T]`."""
-        longest = int(self.answer_length.max()) if len(self.answer_length) else 0
-        return torch.arange(longest, device=self.answer_length.device) < self.answer_length[:, None]
+    def width(self) -> int:
+        """T, the longest answer."""
+        return int(self.answer_length.max()) if len(self.answer_length) else 0
 
     @property
-    def answer_ids(self) -> Tensor:
-        """The sampled tokens, `[S,T]`; 0 behind an answer's end."""
-        mask = self.answer_mask
-        columns = self.prompt_length[:, None] + torch.arange(mask.shape[1], device=mask.device)
-        return self.input_ids.gather(1, columns.clamp(max=self.input_ids.shape[1] - 1)) * mask
+    def answer_mask(self) -> Tensor:
+        """True on sampled tokens, EOS included: bool `[S,T]`."""
+        return torch.arange(self.width, device=self.answer_length.device) < self.answer_length[:, None]
+
+    def answer_ids(self, rows: Tensor) -> Tensor:
+        """The sampled tokens of some rows, `[rows,T]`; anything behind an answer's end."""
+        columns = self.prompt_length[rows, None] + torch.arange(self.width, device=rows.device)
+        return self.input_ids[rows].gather(1, columns.clamp_(max=self.input_ids.shape[1] - 1))
 
     def chunk(self, rows: Tensor) -> Chunk:
         """The given rows, without the columns that none of them needs."""

@@ -44,7 +44,8 @@ def startup_table(trainer: Trainer, module: ForkGRPOModule, data: MathDataModule
         ("policy gradient", "on-policy" if k == 1 else f"off-policy after the first of {k} updates"),
         ("selection", describe(module.loss.selection)),
         ("loss", describe_loss(module.loss, module.advantage)),
-        ("passes", passes.describe() + (", reference" if module.loss.needs_reference else "")),
+        ("passes", passes.describe() + (", reference" if module.loss.reference_in_loss else "")
+                   + (", policy and reference for the KL in the reward" if module.loss.kl_in_reward else "")),
         ("training", f"{trainer.max_steps} updates = {trainer.max_steps / k:g} rollouts; evaluation every "
                      f"{data.eval_every_rollouts} rollouts on {', '.join(data.val_sets) or 'nothing'}"),
     ]  # fmt: skip
@@ -73,13 +74,15 @@ def describe(selection: ForkSelection) -> str:
 
 def describe_loss(loss: Loss, advantage: AdvantageName | Advantage) -> str:
     """Objective, advantage and the terms beside them: `Dapo (clip -0.2 +0.28), advantage grpo, KL k3 0.04 in loss`."""
-    values = {name: value for name, value in vars(loss.objective).items() if name != "needs_reference"}
+    follows = {"needs_reference", "trains_zero_advantage"}  # from the others
+    values = {name: value for name, value in vars(loss.objective).items() if name not in follows}
     arguments = ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
     parts = [f"{type(loss.objective).__name__} ({arguments})", f"advantage {_shown(advantage)}"]
     if loss.kl.coef:
+        parts.append(f"KL {loss.kl.estimator} {loss.kl.coef:g} in the {loss.kl.placement}")
+    if loss.needs_reference:
         every = loss.kl.refresh_every_rollouts
-        reference = f"refreshed every {every} rollouts" if every else "frozen"
-        parts.append(f"KL {loss.kl.estimator} {loss.kl.coef:g} in the {loss.kl.placement}, reference {reference}")
+        parts.append(f"reference refreshed every {every} rollouts" if every else "reference frozen")
     if loss.entropy_coef:
         parts.append(f"entropy bonus {loss.entropy_coef:g}")
     if loss.correction.method != "none":

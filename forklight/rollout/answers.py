@@ -1,15 +1,18 @@
 """Sampling and verifying: what training and evaluation share."""
 
+import math
 import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from forklight.algo.noise import hash_bits, string_key
 from forklight.data.prompts import PromptTemplate
+from forklight.rollout.lesson import NonFiniteError
 from forklight.rollout.sampler import Decoding, Sampled, Sampler
 from forklight.types import Completion, Problem, Verdict
 from forklight.verify import Verifier
@@ -96,6 +99,7 @@ class Answerer:
         Raises:
             ValueError: a prompt and an answer together exceed what the model can read, top_p or top_k is out of range,
                 or the sampler tells another number of log-probabilities than of tokens.
+            NonFiniteError: a token was drawn with a log-probability that is NaN or infinite.
         """
         if not problems:
             return []
@@ -107,6 +111,7 @@ class Answerer:
         started = time.perf_counter()
         sampled = self.sampler.sample(prompts, keys, answers, decoding)
         self.seconds["sample"] += time.perf_counter() - started
+        logps = self._logps(problems, sampled)
         token_ids = [answer.token_ids for group in sampled for answer in group]
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
 
@@ -119,19 +124,32 @@ class Answerer:
         for i, problem in enumerate(problems):
             span = slice(i * answers, (i + 1) * answers)
             completions = tuple(
-                self._completion(problem, index, answer, text)
-                for index, (answer, text) in enumerate(zip(sampled[i], texts[span], strict=True))
+                self._completion(problem, index, *answer)
+                for index, answer in enumerate(zip(sampled[i], texts[span], logps[span], strict=True))
             )
             groups.append(Group(problem, draws[i], tuple(prompts[i]), completions, tuple(verdicts[span])))
         return groups
 
-    def _completion(self, problem: Problem, index: int, answer: Sampled, text: str) -> Completion:
-        logp = None if answer.logp is None else array("f", answer.logp)
-        if logp is not None and len(logp) != len(answer.token_ids):
-            raise ValueError(
-                f"{type(self.sampler).__name__} tells {len(logp)} log-probabilities for answer {index} to problem "
-                f"{problem.uid}, which has {len(answer.token_ids)} tokens"
-            )
+    def _logps(self, problems: Sequence[Problem], sampled: list[list[Sampled]]) -> "list[array[float] | None]":
+        """The log-probabilities of all answers in turn; as many as tokens, all finite."""
+        logps = []
+        for problem, group in zip(problems, sampled, strict=True):
+            for index, answer in enumerate(group):
+                logp = None if answer.logp is None else array("f", answer.logp)
+                if logp is not None and len(logp) != len(answer.token_ids):
+                    raise ValueError(
+                        f"{type(self.sampler).__name__} tells {len(logp)} log-probabilities for answer {index} to "
+                        f"problem {problem.uid}, which has {len(answer.token_ids)} tokens"
+                    )
+                logps.append(logp)
+        told = np.frombuffer(b"".join(logp for logp in logps if logp is not None), np.float32)
+        if not np.isfinite(told).all():
+            _raise_at_first(logps, problems, len(logps) // len(problems))
+        return logps
+
+    def _completion(
+        self, problem: Problem, index: int, answer: Sampled, text: str, logp: "array[float] | None"
+    ) -> Completion:
         truncated = answer.token_ids[-1] not in self.eos_ids
         return Completion(problem.uid, index, tuple(answer.token_ids), text, truncated, logp)
 
@@ -143,3 +161,15 @@ class Answerer:
                 f"problem {problems[longest].uid} has a prompt of {len(prompts[longest])} tokens; with "
                 f"max_new_tokens = {new} that makes {total}, more than the {self.max_positions} the model can read"
             )
+
+
+def _raise_at_first(logps: "Sequence[array[float] | None]", problems: Sequence[Problem], answers: int) -> None:
+    """Names the first token whose log-probability is not finite."""
+    for number, logp in enumerate(logps):
+        for token, value in enumerate(logp or ()):
+            if not math.isfinite(value):
+                why = ": the policy's logits are not finite" if math.isnan(value) else ""
+                raise NonFiniteError(
+                    f"token {token} of answer {number % answers} to problem {problems[number // answers].uid} "
+                    f"was drawn with log-probability {value}{why}"
+                )

@@ -1,5 +1,8 @@
 """Which sets of tokens are ranked together: the scopes of the selection, over visits and ranks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,9 @@ from forklight.algo.terms import Loss
 from forklight.algo.types import Experience, TokenBatch
 from forklight.rollout.lesson import Lesson
 from forklight.rollout.ranks import Ranks
+
+_BLOCK = 2**20
+"""Tokens whose contexts are compared at a time: keys and token numbers take a few bytes each."""
 
 
 class Chooser:
@@ -33,6 +39,10 @@ class Chooser:
         """The tokens that can be kept, bool `[S,T]`."""
         return x.answer_mask & eligible_rows(x, self.spec)[:, None]
 
+    def _eligible(self, x: Experience, rows: Tensor) -> Tensor:
+        length = x.answer_length[rows] * eligible_rows(x, self.spec)[rows]
+        return torch.arange(x.width, device=rows.device) < length[:, None]
+
     def choose(self, lesson: Lesson, updates: range) -> None:
         """The masks of some updates, one selection per set."""
         x, plan = lesson.experience, lesson.plan
@@ -53,24 +63,25 @@ class Chooser:
     def _choose(self, lesson: Lesson, rows: Tensor) -> None:
         x = lesson.experience
         assert x.entropy is not None and x.fork_mask is not None and x.threshold is not None
-        eligible, advantages, row_key = self.eligible(x)[rows], x.advantages[rows], x.row_key[rows]
+        eligible, advantages, row_key = self._eligible(x, rows), x.advantages[rows], x.row_key[rows]
         entropy, logp = x.entropy[rows], None if x.logp is None else x.logp[rows]
         if self.spec.needs_entropy:
-            entropy = share_first(entropy, context_keys(x.answer_ids[rows], x.group[rows]), eligible)
+            _share(x, rows, entropy, eligible, inclusive=False)
         if logp is not None:
-            logp = share_first(logp, context_keys(x.answer_ids[rows], x.group[rows], inclusive=True), eligible)
+            _share(x, rows, logp, eligible, inclusive=True)
         reduce = None if self.spec.scope == "micro_batch_rank" else self.ranks.reduce
         seed = int(hash_bits(self.seed, lesson.rollout))
-        found = select(
-            entropy,
-            eligible,
-            self.spec,
-            logp=logp,
-            advantages=advantages,
-            row_key=row_key,
-            seed=seed,
-            reduce=reduce,
-        )
+        with self._together():
+            found = select(
+                entropy,
+                eligible,
+                self.spec,
+                logp=logp,
+                advantages=advantages,
+                row_key=row_key,
+                seed=seed,
+                reduce=reduce,
+            )
         x.fork_mask[rows] = found.mask
         x.threshold[rows] = found.threshold.to(x.threshold.dtype)
         if self.objective.covariance is not None:
@@ -85,6 +96,20 @@ class Chooser:
                 seed=int(hash_bits(seed, 1)),
                 reduce=reduce,
             )
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Lets a score of one's own that fails on one rank stop all ranks, also where each selects by itself."""
+        alone = self.spec.own_score and self.spec.scope == "micro_batch_rank"
+        failure: Exception | None = None
+        try:
+            yield
+        except ValueError as error:
+            if not alone:
+                raise
+            failure = error
+        if alone and self.ranks.any(failure is not None):
+            raise failure or ValueError(f"selection.keep: {type(self.spec.keep).__name__} failed on another rank")
 
     def _already_clipped(self, x: Experience, rows: Tensor, mask: Tensor) -> Tensor | None:
         """Kept tokens that have no gradient left to take away, bool `[S,T]`; None while all ratios are 1."""
@@ -106,3 +131,24 @@ class Chooser:
         clipped = torch.zeros_like(mask)
         clipped[mask] = loss.clip_low | loss.clip_high
         return clipped
+
+
+def _share(x: Experience, rows: Tensor, values: Tensor, eligible: Tensor, *, inclusive: bool) -> None:
+    """Gives tokens that follow the same tokens one value, in place, some whole groups at a time.
+
+    Args:
+        x: the experience.
+        rows: int64 [R], in draw order, so that the rows of a group are neighbours.
+        values: [R,T].
+        eligible: bool [R,T].
+        inclusive: as for `context_keys`.
+    """
+    group = x.group[rows]
+    starts = [0, *((group[1:] != group[:-1]).nonzero().flatten() + 1).tolist(), len(rows)]
+    start = 0
+    for end in starts[1:]:
+        if end == len(rows) or (end - start) * x.width >= _BLOCK:
+            part = slice(start, end)
+            keys = context_keys(x.answer_ids(rows[part]), group[part], inclusive=inclusive)
+            values[part] = share_first(values[part], keys, eligible[part])
+            start = end

@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from forklight.algo.plan import update_and_rank
 from forklight.algo.types import Experience
 from forklight.data.visits import PromptBatch
 from forklight.rollout.answers import Answerer, Group
+from forklight.rollout.lesson import NonFiniteError
 from forklight.rollout.ranks import Ranks
 from forklight.rollout.spec import RolloutSpec
 from forklight.types import Completion, Problem, Verdict
@@ -72,6 +75,7 @@ class Collector:
         Raises:
             ValueError: the problems cannot be shared by updates and ranks, a prompt is too long, or the penalty is not
                 one finite number per sequence.
+            NonFiniteError: an answer was drawn with a log-probability that is NaN or infinite, on this rank or another.
         """
         self._warn_of_truncation()
         wanted = len(batch.problems)
@@ -137,20 +141,26 @@ class Collector:
     def _answer_on_all_ranks(self, problems: Sequence[Problem], first: int, batch: PromptBatch) -> list[Group]:
         """Every rank answers its share; every rank then knows all groups, in draw order."""
         mine = slice(self.ranks.rank, None, self.ranks.size)
-        groups = self.answerer.answer(
-            problems[mine],
-            range(first, first + len(problems))[mine],
-            batch.rollout,
-            answers=batch.answers,
-            max_new_tokens=self.spec.max_new_tokens,
-            temperature=self.spec.temperature,
-            template=batch.template,
-            verifier=batch.verifier,
-            top_p=self.spec.top_p,
-            top_k=self.spec.top_k,
-        )
-        everywhere = [group for share in self.ranks.gather(groups) for group in share]
-        return sorted(everywhere, key=lambda group: group.draw)
+        failure: NonFiniteError | None = None
+        try:
+            groups = self.answerer.answer(
+                problems[mine],
+                range(first, first + len(problems))[mine],
+                batch.rollout,
+                answers=batch.answers,
+                max_new_tokens=self.spec.max_new_tokens,
+                temperature=self.spec.temperature,
+                template=batch.template,
+                verifier=batch.verifier,
+                top_p=self.spec.top_p,
+                top_k=self.spec.top_k,
+            )
+        except NonFiniteError as error:
+            groups, failure = [], error
+        if self.ranks.any(failure is not None):  # all ranks stop: none is left waiting for this one's answers
+            place = failure or "another rank drew a token with a log-probability that is not finite"
+            raise NonFiniteError(f"rollout {batch.rollout}: {place}") from failure
+        return sorted(chain.from_iterable(self.ranks.gather(groups)), key=lambda group: group.draw)
 
     def _rewards(self, group: Group) -> list[float]:
         """1 for a right answer, and DAPO's punishment for one that comes close to the length limit."""
@@ -186,14 +196,15 @@ class Collector:
         places = update_and_rank(len(groups), batch.updates, self.ranks.size)
         mine = [i for i, (_, rank) in enumerate(places) if rank == self.ranks.rank]
         rows = [(i, completion) for i in mine for completion in groups[i].completions]
-        sequences = [groups[i].prompt_ids + completion.token_ids for i, completion in rows]
-        longest = max(len(sequence) for sequence in sequences)
-        input_ids = torch.tensor([sequence + (0,) * (longest - len(sequence)) for sequence in sequences])
+        prompt_length = torch.tensor([len(groups[i].prompt_ids) for i, _ in rows])
+        answer_length = torch.tensor([len(completion.token_ids) for _, completion in rows])
+        parts = (part for i, completion in rows for part in (groups[i].prompt_ids, completion.token_ids))
+        tokens = torch.from_numpy(np.fromiter(chain.from_iterable(parts), np.int64))
         contributing = (advantages != 0).any(1, keepdim=True).expand_as(advantages)
         return Experience(
-            input_ids=input_ids,
-            prompt_length=torch.tensor([len(groups[i].prompt_ids) for i, _ in rows]),
-            answer_length=torch.tensor([len(completion.token_ids) for _, completion in rows]),
+            input_ids=_padded(tokens, prompt_length + answer_length, 0),
+            prompt_length=prompt_length,
+            answer_length=answer_length,
             rewards=rewards[mine].flatten(),
             advantages=advantages[mine].flatten(),
             contributing=contributing[mine].flatten(),
@@ -202,19 +213,23 @@ class Collector:
             update=torch.tensor([places[i][0] for i, _ in rows]),
             group=torch.tensor([groups[i].draw for i, _ in rows]),
             row_key=torch.tensor([groups[i].draw * batch.answers + completion.index for i, completion in rows]),
-            sampler_logp=_sampler_logp(groups, [completion for _, completion in rows]),
+            sampler_logp=_sampler_logp(groups, [completion for _, completion in rows], answer_length),
         )
 
 
-def _sampler_logp(groups: list[Group], mine: list[Completion]) -> Tensor | None:
+def _sampler_logp(groups: list[Group], mine: list[Completion], length: Tensor) -> Tensor | None:
     """float32 `[S,T]`, NaN behind an answer's end; None on all ranks if the sampler was silent on one of them."""
     if any(completion.logp is None for group in groups for completion in group.completions):
         return None
-    longest = max(len(completion.token_ids) for completion in mine)
-    logp = torch.full((len(mine), longest), torch.nan, dtype=torch.float32)
-    for row, completion in enumerate(mine):
-        logp[row, : len(completion.token_ids)] = torch.frombuffer(completion.logp, dtype=torch.float32)
-    return logp
+    logp = bytearray().join(completion.logp for completion in mine if completion.logp is not None)
+    return _padded(torch.frombuffer(logp, dtype=torch.float32), length, torch.nan)
+
+
+def _padded(values: Tensor, length: Tensor, fill: float) -> Tensor:
+    """Rows of these lengths, made of all their values one after the other; `fill` behind a row's end."""
+    longest = int(length.max())
+    padded = torch.full((len(length), longest), fill, dtype=values.dtype)
+    return padded.masked_scatter_(torch.arange(longest) < length[:, None], values)
 
 
 def _metrics(groups: list[Group], rewards: Tensor, advantages: Tensor) -> dict[str, float]:

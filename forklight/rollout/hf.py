@@ -9,7 +9,6 @@ from transformers import DynamicCache
 
 from forklight.algo.noise import hash_uniform
 from forklight.models.policy import Policy
-from forklight.rollout.lesson import NonFiniteError
 from forklight.rollout.sampler import Decoding, Sampled
 
 _TILE_ELEMENTS = 2**24
@@ -21,6 +20,7 @@ class HFSampler:
 
     Tokens are drawn by inverse CDF in float64 from hashed noise, so an answer does not depend on its batch but through
     the last digits of the logits. No generation settings are read: only logits / T and what the decoding asks for.
+    An answer ends at a token whose logits are not finite; its log-probability is NaN there.
 
     Args:
         batch_size: sequences decoded side by side; bounds the memory of the cache.
@@ -84,7 +84,7 @@ def _decode(
         )
         tokens[row[live], position] = token[live]
         logps[row[live], position] = logp[live].float()
-        live = live & ~torch.isin(token, eos)
+        live = live & ~torch.isin(token, eos) & logp.isfinite()
         alive = int(live.sum())
         if alive == 0 or position + 1 == decoding.max_new_tokens:
             break
@@ -121,29 +121,26 @@ def draw(
         top_k: see `Decoding`; 0 leaves the probabilities as they are.
 
     Returns:
-        The tokens, int64 `[B]`, and the log-probability each was drawn with, float64 `[B]`.
-
-    Raises:
-        NonFiniteError: logits are NaN or infinite.
+        The tokens, int64 `[B]`, and the log-probability each was drawn with, float64 `[B]`: NaN in rows whose logits
+        are NaN or +inf, where the token means nothing.
     """
     tile = max(1, _TILE_ELEMENTS // len(weight))
     tokens, logps = [], []
     for start in range(0, len(hidden), tile):
         logits = torch.nn.functional.linear(hidden[start : start + tile], weight)
         if temperature == 0:
-            tokens.append(logits.argmax(-1))
-            logps.append(torch.zeros_like(tokens[-1], dtype=torch.float64))
+            highest, token = logits.max(-1)
+            tokens.append(token)
+            logps.append((highest - highest).double())  # 0, or NaN where it is not finite
             continue
         probability = (logits.double() / temperature).softmax(-1)
         if top_p < 1 or top_k > 0:
             probability = _truncated(probability, top_p, top_k)
         cdf = probability.cumsum(-1)
         total = cdf[:, -1:].contiguous()
-        if not total.isfinite().all():
-            raise NonFiniteError("while sampling: the policy's logits are not finite")
         token = torch.searchsorted(cdf, uniform[start : start + tile, None] * total, right=True)
         last_possible = torch.searchsorted(cdf, total)  # rounding must not reach tokens of probability zero
-        token = torch.minimum(token, last_possible)
+        token = torch.minimum(token, last_possible).clamp(max=len(weight) - 1)  # NaN is searched past the end
         tokens.append(token.squeeze(1))
         logps.append(probability.gather(1, token).log().squeeze(1))
     return torch.cat(tokens), torch.cat(logps)

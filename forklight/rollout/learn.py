@@ -131,6 +131,8 @@ class Learner:
         if lesson.passes.select_in_forward and lesson.watched[visit]:
             watched = x.chunk(plan.watch[visit])
             keep(x, watched, self.statistics.of(lesson, watched, policy))
+            # some versions of torch keep the casts of weights made here, without gradient, for the pass that needs one
+            torch.clear_autocast_cache()
 
         def loss_of(stats: TokenStats) -> LossOutput:
             self.statistics.check(lesson, chunk, stats)
@@ -194,7 +196,7 @@ class Learner:
             old_logp=stats.logp.detach() if lesson.passes.fold_old else chunk.read(_there(x.old_logp)),
             advantages=per_row[chunk.row],
             fork_mask=chunk.read(x.fork_mask),
-            eligible=chunk.read(self.eligible(x)),
+            eligible=eligible_rows(x, self.selection)[chunk.rows][chunk.row],
             row=chunk.row,
             rows=len(chunk.rows),
             entropy=stats.entropy,

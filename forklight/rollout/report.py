@@ -151,11 +151,14 @@ def _check(spec: ForkSelection, lesson: Lesson, total: Total) -> None:
     kept, eligible = int(total["kept"]), int(total["eligible"])
     keys = f"selection.keep = {spec.keep if not spec.own_score else type(spec.keep).__name__}, rho = {spec.rho}, "
     keys += f"scope = {spec.scope}, rule = {spec.rule}"
-    if eligible and not kept:
+    # of a whole rollout's tokens an update may have none that is kept
+    if eligible and not kept and (spec.scope != "rollout" or lesson.updates == 1):
         raise RuntimeError(f"the selection kept none of {eligible} tokens; {keys}")
     expected = _expected(spec, lesson, total)
     if expected is not None and kept != expected:
         raise RuntimeError(f"the selection kept {kept} of {eligible} tokens, it should have kept {expected}; {keys}")
+    if total["leaked"]:
+        raise RuntimeError(f"the objective gave {total['leaked']:.0f} tokens outside of the mask a loss; {keys}")
     if total["kept_tokens"] != total["kept_trained"]:
         raise RuntimeError(
             f"the selection kept {total['kept_trained']:.0f} tokens of trained answers, the loss read "

@@ -32,7 +32,8 @@ class Sampled(NamedTuple):
     """EOS included, where one was sampled."""
     logp: Sequence[float] | None
     """Natural log of the probability each token was drawn with: at the decoding's temperature, renormalised after
-    top-k and top-p; 0 for greedy answers. None if the engine cannot tell."""
+    top-k and top-p; 0 for greedy answers. NaN where the policy's logits were not finite; the answer ends there. None if
+    the engine cannot tell."""
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from forklight.algo.kl import kl_estimate
 from forklight.algo.plan import Passes, Plan
+from forklight.algo.rows import row_sums
 from forklight.algo.terms import Loss
 from forklight.algo.types import Chunk, Experience, TokenStats
 from forklight.models.policy import Policy
@@ -89,7 +90,7 @@ class Statistics:
             logp = self.of(whole, chunk, policy).logp
             ref_logp = self.of_reference(whole, chunk, reference).logp
             values = kl_estimate(logp, ref_logp, torch.ones_like(logp, dtype=torch.bool), self.settings.kl.estimator)
-            taken.index_add_(0, chunk.rows[chunk.row], values.to(taken.dtype))
+            taken[chunk.rows] = row_sums(values, chunk.row, len(chunk.rows)).to(taken.dtype)
         return self.settings.kl.coef * taken
 
     @torch.no_grad()

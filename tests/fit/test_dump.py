@@ -76,6 +76,13 @@ def test_a_rollout_that_is_not_collected_has_no_tensors(tmp_path, capsys):
     assert dump == {"error": error, "rollout": 1, "uids": {}, "experience": {}}
 
 
+def test_a_sampler_that_meets_no_number_says_where(tmp_path, capsys):
+    error, dump, _ = broken_fit(tmp_path / "run", capsys, "nan", 1, 0)  # broken before the second rollout is sampled
+    place = r"rollout 1: token 0 of answer 0 to problem [0-9a-f]{16} was drawn with log-probability nan: "
+    assert re.fullmatch(place + "the policy's logits are not finite", error)
+    assert dump == {"error": error, "rollout": 1, "uids": {}, "experience": {}}
+
+
 def test_other_errors_leave_no_dump(tmp_path, capsys):
     folder = tmp_path / "run"
     with pytest.raises(SystemExit):

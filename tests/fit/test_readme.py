@@ -100,7 +100,7 @@ def test_every_objective_its_overlay_and_its_defaults():
         for key, value in given.items():
             values = [float(part) for part in value.split(", ")]
             holder = objective if hasattr(objective, key) else objective.covariance
-            default = getattr(holder, key)
+            default = getattr(holder, key.removeprefix("penalised_"))
             assert values == ([default.low, default.high] if isinstance(default, ClipRange) else [default]), key
 
 

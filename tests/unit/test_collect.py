@@ -12,6 +12,7 @@ from forklight.models.policy import PolicyConfig, load_tokenizer
 from forklight.rollout.answers import Answerer
 from forklight.rollout.collect import Collector, RolloutSpec
 from forklight.rollout.hf import HFSampler
+from forklight.rollout.lesson import NonFiniteError
 from forklight.rollout.ranks import Ranks
 from forklight.rollout.sampler import Sampled
 from forklight.types import Problem, Verdict
@@ -191,6 +192,91 @@ def test_all_ranks_know_that_one_sampler_told_nothing(engine, policy):
 def test_a_log_probability_too_few_is_an_error(engine, policy):
     with pytest.raises(ValueError, match=r"Untold tells \d+ log-probabilities for answer 0 to problem .* tokens"):
         collector_of((Untold(policy, last_only=True), engine[1])).collect(batch_of(problems_with("odd")))
+
+
+class Wrong(HFSampler):
+    """Tells one log-probability wrong: of the answer with this number to the prompt with this number in the block."""
+
+    def __init__(self, policy, value, prompt, answer, position):
+        super().__init__()
+        self.sync(policy)
+        self.value, self.place = value, (prompt, answer, position)
+
+    def sample(self, *args):
+        groups = super().sample(*args)
+        prompt, answer, position = self.place
+        groups[prompt][answer].logp[position] = self.value
+        return groups
+
+
+def errors_of_two_ranks(collector_on):
+    """What each of two ranks raises; a rank left waiting for the other would break the barrier instead."""
+
+    def collect(ranks):
+        with pytest.raises(NonFiniteError) as stop:
+            collector_on(ranks).collect(batch_of(problems_with("odd"), rollout=7))
+        return str(stop.value)
+
+    return on_ranks(2, collect)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_logits_that_are_not_finite_stop_all_ranks(engine, path, broken):
+    policy = load(path, "float32")
+    with torch.no_grad():
+        policy.model.model.norm.weight[0] = torch.nan
+    sampler = HFSampler()
+    sampler.sync(policy)
+    messages = errors_of_two_ranks(
+        lambda ranks: collector_of((sampler if ranks.rank == broken else engine[0], engine[1]), ranks=ranks)
+    )
+    first = batch_of(problems_with("odd")).problems[broken]  # of the broken rank's share
+    assert messages[broken] == (
+        f"rollout 7: token 0 of answer 0 to problem {first.uid} was drawn with log-probability nan: "
+        "the policy's logits are not finite"
+    )
+    assert messages[1 - broken].startswith("rollout 7: another rank ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_log_probability_that_is_not_finite_stops_all_ranks(engine, policy, value, dynamic):
+    def collector_on(ranks):
+        sampler = Wrong(policy, value, 1, 2, 0) if ranks.rank else engine[0]
+        return collector_of((sampler, engine[1]), ranks=ranks, dynamic_sampling=dynamic)
+
+    messages = errors_of_two_ranks(collector_on)
+    uid = batch_of(problems_with("odd")).problems[3].uid  # the second of rank 1
+    assert messages[1].startswith(
+        f"rollout 7: token 0 of answer 2 to problem {uid} was drawn with log-probability {value}"
+    )
+    assert messages[0].startswith("rollout 7: another rank ")
+
+
+def test_a_later_token_is_named(engine, policy):
+    groups = collector_of(engine).collect(batch_of(problems_with("odd"))).groups
+    draw, index = next((i, j) for i in range(P) for j in range(G) if len(groups[i].completions[j].token_ids) > 3)
+    sampler = Wrong(policy, float("-inf"), draw, index, 3)
+    with pytest.raises(NonFiniteError) as stop:
+        collector_of((sampler, engine[1])).collect(batch_of(problems_with("odd")))
+    uid = groups[draw].problem.uid
+    assert (
+        str(stop.value) == f"rollout 0: token 3 of answer {index} to problem {uid} was drawn with log-probability -inf"
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_in_an_evaluation_the_error_has_problem_and_position(engine, path, temperature):
+    policy = load(path, "float32")
+    with torch.no_grad():
+        policy.model.model.norm.weight[0] = torch.nan
+    sampler, problems = HFSampler(batch_size=1), problems_with("odd", count=3)
+    sampler.sync(policy)
+    settings = {"answers": 2, "max_new_tokens": LENGTH, "template": TEMPLATE, "verifier": ByGold()}
+    with pytest.raises(
+        NonFiniteError, match=f"^token 0 of answer 0 to problem {problems[0].uid} .*logits are not finite"
+    ):
+        answerer_of((sampler, engine[1])).answer(problems, [0] * 3, 0, temperature=temperature, **settings)
 
 
 def test_countdown_answers_are_judged_by_their_verifier(engine):

@@ -71,8 +71,18 @@ class Case:
     def settings(self):
         names = ("rho", "keep", "scope", "entropy_of", "rule", "over", "denominator", "terms", "truncated")
         selection = ForkSelection(**{name: getattr(self, name) for name in names}, temperature=self.at)
-        clip = {"weight_clip" if self.objective == "Cispo" else "clip": replace(NARROW, dual=self.dual)}
-        objective = getattr(objectives, self.objective)(**clip)
+        clip = replace(NARROW, dual=self.dual)
+        objective = {
+            "Dapo": lambda: objectives.Dapo(clip),
+            "Grpo": lambda: objectives.Grpo(clip),
+            "DrGrpo": lambda: objectives.DrGrpo(clip),
+            "Cispo": lambda: objectives.Cispo(clip),
+            "Gspo": lambda: objectives.Gspo(NARROW),
+            "ClipCov": lambda: objectives.ClipCov(clip, share=0.3, low=0.05, high=9.0),
+            "KlCov": lambda: objectives.KlCov(0.3),
+            "EntropyShaped": lambda: objectives.EntropyShaped(clip),
+            "Archer": lambda: objectives.Archer(ClipRange(0.3, 0.3), NARROW, fork_kl=0.05, other_kl=0.1),
+        }[self.objective]()
         return Loss(selection, objective, KLTerm(coef=self.kl_coef), self.entropy_coef)
 
     @property
@@ -81,7 +91,7 @@ class Case:
             self.settings.passes(self.updates, 1)
         except ValueError:
             return False
-        return self.dual is None or self.objective != "Cispo"
+        return self.dual is None or self.objective in WITH_DUAL
 
     @property
     def depends_on_visits(self):
@@ -120,17 +130,26 @@ CHOICES = {
     "dual": (None, 1.1),
     "temperature": (1.0, 0.7),
     "at": ("sampling", 0.5),
-    "objective": ("Dapo", "Grpo", "DrGrpo", "Cispo"),
+    "objective": ("Dapo", "Grpo", "DrGrpo", "Cispo", "Gspo", "ClipCov", "KlCov", "EntropyShaped", "Archer"),
 }
+WITH_DUAL = ("Dapo", "Grpo", "DrGrpo", "ClipCov", "EntropyShaped")
 
 
 def possible_pairs(first, second):
     """All pairs of values of two keys but those that contradict each other."""
     impossible = {
         ("terms", "kl_coef"): lambda terms, coef: "kl" in terms and not coef,
-        ("denominator", "objective"): lambda by, name: by == "micro_batch" and name in ("Grpo", "DrGrpo"),
+        ("denominator", "objective"): lambda by, name: (
+            by
+            not in {
+                "Grpo": ("selected", "answer"),
+                "DrGrpo": ("selected", "answer"),
+                "Gspo": ("selected",),
+                "Archer": ("answer",),
+            }.get(name, CHOICES["denominator"])
+        ),
         ("keep", "scope"): lambda keep, scope: (keep, scope) == ("covariance", "sequence"),
-        ("dual", "objective"): lambda dual, name: dual is not None and name == "Cispo",
+        ("dual", "objective"): lambda dual, name: dual is not None and name not in WITH_DUAL,
     }.get((first, second), lambda *_: False)
     return {pair for pair in itertools.product(CHOICES[first], CHOICES[second]) if not impossible(*pair)}
 
@@ -158,7 +177,7 @@ CASES = covering_cases()
 
 
 def test_cases_hold_every_pair_of_choices():
-    assert 40 < len(CASES) < 120
+    assert 60 < len(CASES) < 160
     for first, second in itertools.combinations(CHOICES, 2):
         pairs = {(getattr(case, first), getattr(case, second)) for case in CASES}
         assert pairs == possible_pairs(first, second)
@@ -209,7 +228,7 @@ def begin(learner, x, case, micro_batches):
 def test_every_case_is_the_oracle(case, path):
     x = experience(CASES.index(case), updates=case.updates)
     policy, old = load(path), load(path)
-    reference = moved_reference(path) if case.kl_coef else None
+    reference = moved_reference(path) if case.settings.needs_reference else None
     learner = case.learner()
     lessons = [begin(learner, x, case, count) for count in MICRO_BATCHES]
     for update in range(case.updates):
@@ -549,10 +568,11 @@ OBJECTIVES = {
     "gspo_token": Loss(objective=objectives.GspoToken(WIDE), **SPREAD),
     "cispo": Loss(objective=objectives.Cispo(NARROW), **SPREAD),
     "clip_cov": Loss(objective=objectives.ClipCov(NARROW, share=0.2, low=0.1, high=9.0), **SPREAD),
-    "kl_cov": Loss(objective=objectives.KlCov(share=0.2, coef=1.0), **SPREAD),
-    "kl_cov of the old policy": Loss(
-        selection=ForkSelection(keep="all"), objective=objectives.KlCov(share=0.2, coef=1.0)
+    "kl_cov": Loss(objective=objectives.KlCov(0.2), **SPREAD),
+    "clip_cov by sequence": Loss(
+        selection=ForkSelection(rho=0.5, scope="sequence"), objective=objectives.ClipCov(NARROW, 0.2, 0.1, 9.0)
     ),
+    "kl_cov of the old policy": Loss(selection=ForkSelection(keep="all"), objective=objectives.KlCov(0.2)),
     "entropy_shaped": Loss(objective=objectives.EntropyShaped(NARROW), **SPREAD),
     "archer": Loss(objective=objectives.Archer(WIDE, NARROW, fork_kl=0.0, other_kl=0.1), **WHOLE),
 }
@@ -676,3 +696,26 @@ def test_a_number_that_is_not_finite_stops_with_its_place(what, micro_batches, p
     lesson = learner.begin(x, rollout=9, updates=1, micro_batches=micro_batches, uids={1: "abc"})
     with pytest.raises(NonFiniteError, match="rollout 9: token 1 of an answer to problem abc has log-probability"):
         run_update(learner, lesson, 0, Broken(PolicyConfig(path=path, dtype="float64")))
+
+
+def test_a_score_of_ones_own_that_fails_on_one_rank_stops_all_of_them(path):
+    class Own:
+        def scores(self, entropy, logp, advantages, eligible):
+            return entropy * torch.where(advantages > 1, torch.nan, 1.0)[:, None]
+
+    shares = [experience(seed, problems=3, shares=(0.0, 0.0, 1.0)) for seed in (1, 2)]
+    for share, advantage in zip(shares, (0.5, 1.5), strict=True):
+        share.advantages.fill_(advantage)
+    policies, failed = [load(path), load(path)], {}
+
+    def train(ranks):
+        learner = Learner(Loss(ForkSelection(keep=Own(), scope="micro_batch_rank")), ranks=ranks)
+        lesson = learner.begin(shares[ranks.rank], rollout=0, updates=1, micro_batches=1)
+        try:
+            run_update(learner, lesson, 0, policies[ranks.rank])
+        except ValueError as error:
+            failed[ranks.rank] = str(error)
+
+    on_ranks(2, train)
+    assert "selection.keep: Own failed on another rank" in failed[0]
+    assert "scores of Own are NaN or infinite" in failed[1]

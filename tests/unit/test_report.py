@@ -113,7 +113,8 @@ def test_shares_are_those_of_a_loop(name, path):
             pytest.approx(min(shares)),
             pytest.approx(max(shares)),
         )
-        ids = {token: int(x.answer_ids[token]) for token in tokens}
+        ids_of = x.answer_ids(torch.arange(len(x.update)))
+        ids = {token: int(ids_of[token]) for token in tokens}
         types = {ids[token] for token in kept}
         assert report.scalars["fork/types"] == len(types)
         assert report.scalars["fork/types_share"] == len(types) / len(set(ids.values()))
@@ -330,3 +331,23 @@ def test_a_mask_that_no_loss_has_read_stops_the_run(path):
         RuntimeError, match=r"kept \d+ tokens of trained answers, the loss read \d+: .*rule = threshold"
     ):
         reports(path, Loss(ForkSelection(rule="threshold")), rollout()[0], learner=broken(other, late=True))
+
+
+def test_an_objective_that_ignores_the_mask_stops_the_run(path):
+    class Deaf(Dapo):
+        def token_loss(self, tokens):
+            return super().token_loss(replace(tokens, fork_mask=torch.ones_like(tokens.fork_mask)))
+
+    with pytest.raises(RuntimeError, match=r"the objective gave \d+ tokens outside of the mask a loss; selection.keep"):
+        reports(path, Loss(objective=Deaf()), rollout()[0])
+
+
+def test_an_update_of_a_ranked_rollout_may_keep_nothing(path):
+    shares = []
+    for seed in range(6):
+        found = reports(path, Loss(ForkSelection(rho=0.05, scope="rollout")), rollout(seed, updates=4)[0])
+        of_updates = [report.scalars.get("fork/kept_share", 0.0) for report, _ in found]
+        assert max(of_updates) > 0
+        assert all(math.isfinite(value) for report, _ in found for value in report.scalars.values())
+        shares += of_updates
+    assert min(shares) == 0

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -284,6 +285,58 @@ def test_every_answer_tells_the_log_probabilities_of_a_plain_forward(path, dtype
 def test_greedy_answers_are_certain(policy):
     for [answer] in sampled(policy, PROMPTS, KEYS, temperature=0.0):
         assert list(answer.logp) == [0.0] * len(answer.token_ids)
+
+
+# -- logits that are not finite ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("settings", [(1.0, {}), (0.0, {}), (1.0, {"top_p": 0.7}), (1.0, {"top_k": 3})])
+def test_a_row_of_logits_that_are_not_finite_has_no_log_probability(bad, settings):
+    temperature, truncation = settings
+    hidden = torch.tensor([[1.0], [bad], [-0.5]])
+    weight = torch.tensor([[0.3], [-1.0], [0.0], [2.0]])
+    token, logp = draw(hidden, weight, noise_of(3), temperature, **truncation)
+    assert logp.isnan().tolist() == [False, True, False]
+    assert 0 <= token[1] < 4
+    healthy = draw(hidden[[0, 2]], weight, noise_of(3)[[0, 2]], temperature, **truncation)
+    assert torch.equal(token[[0, 2]], healthy[0])
+    assert torch.equal(logp[[0, 2]], healthy[1])
+
+
+def test_tokens_that_logits_of_minus_infinity_rule_out_are_no_error():
+    weight = torch.tensor([[-torch.inf], [1.0], [-torch.inf], [0.0]])
+    for temperature in (0.0, 1.0):
+        token, logp = draw(torch.ones(50, 1), weight, noise_of(50), temperature)
+        assert set(token.tolist()) <= {1, 3}
+        assert logp.isfinite().all()
+
+
+@pytest.mark.parametrize("batch_size", [4, 16, 512])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_ends_where_its_logits_are_not_finite(tmp_path, temperature, batch_size):
+    """After one word the policy is lost; answers without it are as ever, in blocks and while rows leave the batch."""
+    policy = load(write_model(tmp_path, tie_word_embeddings=False), "float32")
+    settings = {"temperature": temperature, "batch_size": batch_size}
+    healthy = sampled(policy, PROMPTS, KEYS, 4, **settings)
+    heads = [ids[:-1] for group in healthy for ids, _ in group]
+    unasked = set(range(2, VOCABULARY)).difference(*PROMPTS)
+    word = max(unasked, key=lambda token: sum(token in ids for ids in heads))
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight[word] = torch.nan
+    lost = 0
+    for group, expected in zip(sampled(policy, PROMPTS, KEYS, 4, **settings), healthy, strict=True):
+        for (ids, logp), (healthy_ids, healthy_logp) in zip(group, expected, strict=True):
+            if word not in healthy_ids[:-1]:
+                assert ids == healthy_ids
+                assert list(logp) == pytest.approx(list(healthy_logp), abs=1e-5)
+                continue
+            last = healthy_ids.index(word) + 1
+            assert len(ids) == len(logp) == last + 1
+            assert ids[:last] == healthy_ids[:last]
+            assert [math.isnan(value) for value in logp] == [False] * last + [True]
+            lost += 1
+    assert 0 < lost < 20
 
 
 # -- top-k and top-p ---------------------------------------------------------------------------------------------------
