@@ -26,8 +26,9 @@ demo:
 	done=$$(date +%s); \
 	echo "install $$((ready - start)) s, run $$((done - ready)) s; curves: $(BIN)/tensorboard --logdir $(DEMO)"
 
+# Two processes of one thread each: more threads would wait for each other. A file's tests share what they set up.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check

@@ -17,6 +17,9 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 class Product:
     """A score of one's own: H * |A| + logp."""
 
+    def __repr__(self):
+        return "own"
+
     def scores(self, entropy, logp, advantages, eligible):
         return entropy * advantages.abs()[:, None] + logp
 

@@ -10,6 +10,9 @@ from forklight.algo.selection import ForkSelection, select
 
 
 class EntropyTimesAdvantage:
+    def __repr__(self):
+        return "own"
+
     def scores(self, entropy, logp, advantages, eligible):
         return entropy * advantages.abs()[:, None]
 
