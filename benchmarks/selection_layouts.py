@@ -242,7 +242,8 @@ def difference(x: Experience, update: Update, base: Update) -> dict[str, float]:
 def _given_entropies(x: Experience, ranks: Ranks, folder: str, quick: bool) -> dict[str, int]:
     """Eligible tokens that are compared, and that differ, where all layouts have bitwise the same entropies."""
     base = torch.load(Path(folder) / "base-float32-1-old.pt")[0]
-    entropy = share_first(base["entropy"], context_keys(x.answer_ids, x.group), x.answer_mask)
+    keys = context_keys(x.answer_ids(torch.arange(len(x.group))), x.group)
+    entropy = share_first(base["entropy"], keys, x.answer_mask)
     eligible = x.answer_mask & x.contributing[:, None]
     compared = differ = 0
     for kind in KINDS:

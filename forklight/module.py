@@ -14,7 +14,8 @@ from torch import Tensor
 from forklight.algo.advantages import Advantage, AdvantageName
 from forklight.algo.correction import Correction
 from forklight.algo.kl import KLTerm
-from forklight.algo.objectives import Dapo, Objective
+from forklight.algo.objective import Objective
+from forklight.algo.objectives import Dapo
 from forklight.algo.selection import ForkSelection
 from forklight.algo.terms import Loss
 from forklight.algo.types import Experience

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from forklight.algo.losses import ClipRange
 from forklight.algo.noise import hash_bits, hash_uniform
-from forklight.algo.objectives import Archer, Cispo, ClipCov, EntropyShaped, Gspo, KlCov, Objective
+from forklight.algo.objective import Objective
+from forklight.algo.objectives import Archer, Cispo, ClipCov, EntropyShaped, Gspo, KlCov
 from forklight.algo.terms import Loss
 from forklight.algo.types import Experience
 

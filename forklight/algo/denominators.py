@@ -5,19 +5,15 @@ without a mask by the same of all answers. Zero-advantage sequences that no pass
 """
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from forklight.algo.objective import Aggregate
 from forklight.algo.plan import Plan, eligible_rows
 from forklight.algo.rows import row_sums
 from forklight.algo.spec import ForkSelection
 from forklight.algo.types import Experience, Reduce
-
-Aggregate = Literal["token", "sequence", "constant"]
-"""How token losses become one number: their mean; the mean over sequences of the mean over their tokens (GRPO); or
-their sum over sequences times the length limit (Dr. GRPO)."""
 
 
 def counted(spec: ForkSelection, aggregate: Aggregate, *, updates: int) -> bool:

@@ -4,9 +4,7 @@ Ranges of different ratios have different names (`clip`, `sequence_clip`, `weigh
 class of another, arguments that the new class knows by name are kept, and no range fits another kind of ratio.
 """
 
-from abc import ABC, abstractmethod
 from math import isfinite
-from typing import Literal
 
 from torch import Tensor
 
@@ -14,45 +12,9 @@ from forklight.algo.covariance import CovarianceTokens
 from forklight.algo.covariance_losses import clip_cov_loss, kl_cov_loss
 from forklight.algo.entropy_losses import dual_token_loss, entropy_shaped_advantages
 from forklight.algo.losses import ClipRange, cispo_loss, clipped_loss
+from forklight.algo.objective import Objective
 from forklight.algo.sequence_losses import gspo_loss, gspo_token_loss
 from forklight.algo.types import TokenBatch, TokenLoss
-
-
-class Objective(ABC):
-    """A policy loss: what each token contributes and what the contributions are divided by.
-
-    A class of one's own is chosen by its `class_path`, like those of this module.
-    """
-
-    aggregate: Literal["token", "sequence", "constant"] = "token"
-    """Mean over tokens (`token`), over sequences of the mean over their tokens (`sequence`), or the sum divided by
-    sequences times the length limit (`constant`)."""
-    trains: Literal["forks", "eligible"] = "forks"
-    """The tokens with a gradient: those that the selection keeps, or all that it chose from."""
-    needs_reference: bool = False
-    """True if `token_loss` reads `ref_logp`."""
-    trains_zero_advantage: bool = False
-    """True if tokens of advantage 0 can have a gradient, of a penalty that is part of the loss."""
-    covariance: CovarianceTokens | None = None
-    """The tokens of `cov_mask`; None if `token_loss` reads no such mask."""
-
-    @abstractmethod
-    def token_loss(self, tokens: TokenBatch) -> TokenLoss:
-        """The loss of every token of a visit.
-
-        Args:
-            tokens: of the visit.
-
-        Returns:
-            Losses, 0 and without gradient outside `trained(tokens)`, and clip flags of all tokens.
-        """
-
-    def trained(self, tokens: TokenBatch) -> Tensor:
-        """The tokens that have a gradient, bool `[N]`."""
-        return tokens.fork_mask if self.trains == "forks" else tokens.eligible
-
-    def _terms(self, tokens: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return tokens.logp, tokens.old_logp, tokens.advantages, self.trained(tokens)
 
 
 class _Clipped(Objective):

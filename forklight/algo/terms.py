@@ -10,7 +10,8 @@ from forklight.algo.correction import Correction, correction_weights, mismatch_m
 from forklight.algo.denominators import counted, row_weights
 from forklight.algo.kl import KLTerm, kl_estimate
 from forklight.algo.losses import ratio_metrics
-from forklight.algo.objectives import Dapo, Gspo, Objective
+from forklight.algo.objective import Objective
+from forklight.algo.objectives import Dapo, Gspo
 from forklight.algo.plan import Others, Passes
 from forklight.algo.spec import ForkSelection, Term
 from forklight.algo.types import LossOutput, TokenBatch

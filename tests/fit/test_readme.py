@@ -14,6 +14,7 @@ from forklight.algo import objectives
 from forklight.algo.advantages import AdvantageName
 from forklight.algo.correction import Method
 from forklight.algo.losses import ClipRange
+from forklight.algo.objective import Objective
 from forklight.algo.spec import PRESETS, ForkSelection
 from forklight.callbacks.startup import describe
 from forklight.cli import main
@@ -29,7 +30,7 @@ COMMANDS = [
 OBJECTIVES = {
     name: kind
     for name, kind in vars(objectives).items()
-    if name[0] != "_" and isinstance(kind, type) and issubclass(kind, objectives.Objective) and not isabstract(kind)
+    if name[0] != "_" and isinstance(kind, type) and issubclass(kind, Objective) and not isabstract(kind)
 }
 
 
