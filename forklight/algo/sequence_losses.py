@@ -78,7 +78,7 @@ def _mean_of_kept(values: Tensor, mask: Tensor, row: Tensor, rows: int) -> Tenso
     # float64: the range of GSPO is a few 1e-4 wide, and a sequence has thousands of tokens
     total = row_sums(torch.where(mask, values, 0.0), row, rows)
     count = row_sums(mask.double(), row, rows)
-    return (total / count.clamp(min=1)).to(values.dtype).index_select(0, row)
+    return (total / count.clamp(min=1))[row].to(values.dtype)  # indexing adds up gradients in one order
 
 
 def _check(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, row: Tensor) -> None:

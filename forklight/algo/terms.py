@@ -142,13 +142,24 @@ def loss_terms(tokens: TokenBatch, loss: Loss, sampler_logp: Tensor | None = Non
     for term, values in _other_terms(tokens, loss):
         sums[term] = _weighted_sum(values, _counted(term, tokens, loss), tokens, loss)
     metrics = {f"{term}_loss_sum": value.detach().double() for term, value in sums.items()}
-    metrics["leaked"] = ((policy.loss != 0) & ~loss.objective.trained(tokens)).sum(dtype=torch.float64)
+    metrics["leaked"] = _leaked(policy.loss, tokens, loss.objective)
+    if tokens.cov_mask is not None:
+        metrics["cov_tokens"] = (tokens.cov_mask & tokens.fork_mask).sum(dtype=torch.float64)
     for name, mask in (("kept", tokens.fork_mask), ("dropped", tokens.eligible & ~tokens.fork_mask)):
         metrics |= {f"{name}_{key}": value for key, value in ratio_metrics(tokens, policy, mask).items()}
         if sampler_logp is not None:
             found = mismatch_metrics(tokens.old_logp, sampler_logp, mask)
             metrics |= {f"{name}_mismatch_{key}": value for key, value in found.items()}
     return LossOutput(sums["policy"], sums.get("kl"), sums.get("entropy"), metrics)
+
+
+def _leaked(values: Tensor, tokens: TokenBatch, objective: Objective) -> Tensor:
+    """Number of tokens outside of the mask that have a loss or a gradient all the same."""
+    found = values.detach() != 0
+    if values.requires_grad:
+        (gradient,) = torch.autograd.grad(values.sum(), tokens.logp, retain_graph=True, allow_unused=True)
+        found = found if gradient is None else found | (gradient != 0)
+    return (found & ~objective.trained(tokens)).sum(dtype=torch.float64)
 
 
 def _other_terms(tokens: TokenBatch, loss: Loss) -> Iterator[tuple[Term, Tensor]]:

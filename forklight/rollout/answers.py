@@ -111,7 +111,7 @@ class Answerer:
         started = time.perf_counter()
         sampled = self.sampler.sample(prompts, keys, answers, decoding)
         self.seconds["sample"] += time.perf_counter() - started
-        logps = self._logps(problems, sampled)
+        logps = self._logps(problems, prompts, sampled)
         token_ids = [answer.token_ids for group in sampled for answer in group]
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
 
@@ -130,7 +130,9 @@ class Answerer:
             groups.append(Group(problem, draws[i], tuple(prompts[i]), completions, tuple(verdicts[span])))
         return groups
 
-    def _logps(self, problems: Sequence[Problem], sampled: list[list[Sampled]]) -> "list[array[float] | None]":
+    def _logps(
+        self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]], sampled: list[list[Sampled]]
+    ) -> "list[array[float] | None]":
         """The log-probabilities of all answers in turn; as many as tokens, all finite."""
         logps = []
         for problem, group in zip(problems, sampled, strict=True):
@@ -144,7 +146,12 @@ class Answerer:
                 logps.append(logp)
         told = np.frombuffer(b"".join(logp for logp in logps if logp is not None), np.float32)
         if not np.isfinite(told).all():
-            _raise_at_first(logps, problems, len(logps) // len(problems))
+            shown = [
+                {"uid": problem.uid, "prompt_ids": list(prompt), "token_ids": ids, "logp": list(logp or ())}
+                for problem, prompt, group in zip(problems, prompts, sampled, strict=True)
+                for ids, logp in group
+            ]
+            raise NonFiniteError(_first_broken(logps, problems, len(logps) // len(problems)), {"answers": shown})
         return logps
 
     def _completion(
@@ -163,13 +170,16 @@ class Answerer:
             )
 
 
-def _raise_at_first(logps: "Sequence[array[float] | None]", problems: Sequence[Problem], answers: int) -> None:
+def _first_broken(logps: "Sequence[array[float] | None]", problems: Sequence[Problem], answers: int) -> str:
     """Names the first token whose log-probability is not finite."""
-    for number, logp in enumerate(logps):
-        for token, value in enumerate(logp or ()):
-            if not math.isfinite(value):
-                why = ": the policy's logits are not finite" if math.isnan(value) else ""
-                raise NonFiniteError(
-                    f"token {token} of answer {number % answers} to problem {problems[number // answers].uid} "
-                    f"was drawn with log-probability {value}{why}"
-                )
+    number, token, value = next(
+        (number, token, value)
+        for number, logp in enumerate(logps)
+        for token, value in enumerate(logp or ())
+        if not math.isfinite(value)
+    )
+    why = ": the policy's logits are not finite" if math.isnan(value) else ""
+    return (
+        f"token {token} of answer {number % answers} to problem {problems[number // answers].uid} "
+        f"was drawn with log-probability {value}{why}"
+    )

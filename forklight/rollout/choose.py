@@ -113,7 +113,8 @@ class Chooser:
 
     def _already_clipped(self, x: Experience, rows: Tensor, mask: Tensor) -> Tensor | None:
         """Kept tokens that have no gradient left to take away, bool `[S,T]`; None while all ratios are 1."""
-        if x.old_logp is None or x.logp is None:
+        covariance = self.objective.covariance
+        if x.old_logp is None or x.logp is None or x.entropy is None or covariance is None or covariance.low is None:
             return None
         advantages = x.advantages[rows][:, None].expand_as(mask)[mask]
         every = torch.ones_like(advantages, dtype=torch.bool)
@@ -125,6 +126,8 @@ class Chooser:
             eligible=every,
             row=torch.zeros_like(every, dtype=torch.int64),
             rows=1,
+            entropy=x.entropy[rows][mask],
+            ref_logp=None if x.ref_logp is None else x.ref_logp[rows][mask],
             cov_mask=torch.zeros_like(every),
         )
         loss = self.objective.token_loss(tokens)

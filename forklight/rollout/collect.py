@@ -141,7 +141,7 @@ class Collector:
     def _answer_on_all_ranks(self, problems: Sequence[Problem], first: int, batch: PromptBatch) -> list[Group]:
         """Every rank answers its share; every rank then knows all groups, in draw order."""
         mine = slice(self.ranks.rank, None, self.ranks.size)
-        failure: NonFiniteError | None = None
+        failure: ValueError | None = None
         try:
             groups = self.answerer.answer(
                 problems[mine],
@@ -155,11 +155,15 @@ class Collector:
                 top_p=self.spec.top_p,
                 top_k=self.spec.top_k,
             )
-        except NonFiniteError as error:
+        except ValueError as error:
             groups, failure = [], error
         if self.ranks.any(failure is not None):  # all ranks stop: none is left waiting for this one's answers
-            place = failure or "another rank drew a token with a log-probability that is not finite"
-            raise NonFiniteError(f"rollout {batch.rollout}: {place}") from failure
+            stories = self.ranks.gather(failure and (isinstance(failure, NonFiniteError), str(failure)))
+            not_finite, story = next(filter(None, stories))
+            message = f"rollout {batch.rollout}: {failure or 'another rank, ' + story}"
+            if not_finite:
+                raise NonFiniteError(message, getattr(failure, "batch", None)) from failure
+            raise ValueError(message) from failure
         return sorted(chain.from_iterable(self.ranks.gather(groups)), key=lambda group: group.draw)
 
     def _rewards(self, group: Group) -> list[float]:
@@ -182,7 +186,11 @@ class Collector:
 
     def _penalties(self, mine: Experience, penalty: Penalty) -> Tensor:
         """What every answer of all ranks loses, in draw order, `[P*G]`."""
-        values = penalty(mine)
+        try:
+            values = penalty(mine)
+        except NonFiniteError as error:
+            error.batch = {"uids": self.uids, "experience": mine.state_dict()}
+            raise
         if values.shape != mine.row_key.shape:
             raise ValueError(f"the penalty has shape {tuple(values.shape)} for {len(mine.row_key)} sequences")
         shares = self.ranks.gather((mine.row_key.cpu(), values.detach().cpu()))

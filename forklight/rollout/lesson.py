@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from forklight.algo.plan import Passes, Plan
 from forklight.algo.types import Experience
@@ -28,4 +29,14 @@ class Lesson:
 
 
 class NonFiniteError(ValueError):
-    """A log-probability, an entropy or a gradient is NaN or infinite."""
+    """A log-probability, an entropy or a gradient is NaN or infinite.
+
+    Args:
+        message: with the place of the number.
+        batch: what a dump should show where no lesson has begun: `uids` and `experience` as a dump names them, or
+            `answers`, one dict of `uid`, `prompt_ids`, `token_ids` and `logp` each.
+    """
+
+    def __init__(self, message: str, batch: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.batch = dict(batch or {})

@@ -4,7 +4,7 @@ All are made of sums and maxima over the update's micro-batches and all ranks. A
 is no point at that update, rather than a 0 that nothing has measured.
 
 - `train/`: the losses, each over its denominator; and over the tokens that were trained, their ratio, clipping and the
-  k3 estimate of KL(old || new).
+  k3 estimate of KL(old || new); `cov_share`, the share that a covariance objective treats apart.
 - `fork/kept_share`: of all tokens that could be kept, of those of right and wrong answers, of the first and last thirds
   of answers, and the least and the most of an answer. Beside it entropies (means, in nats), the threshold (the mean
   over answers, each of which has that of the set it was ranked in), and `types`, how many different tokens were kept.
@@ -158,7 +158,9 @@ def _check(spec: ForkSelection, lesson: Lesson, total: Total) -> None:
     if expected is not None and kept != expected:
         raise RuntimeError(f"the selection kept {kept} of {eligible} tokens, it should have kept {expected}; {keys}")
     if total["leaked"]:
-        raise RuntimeError(f"the objective gave {total['leaked']:.0f} tokens outside of the mask a loss; {keys}")
+        raise RuntimeError(
+            f"the objective gave {total['leaked']:.0f} tokens outside of the mask a loss or a gradient; {keys}"
+        )
     if total["kept_tokens"] != total["kept_trained"]:
         raise RuntimeError(
             f"the selection kept {total['kept_trained']:.0f} tokens of trained answers, the loss read "
@@ -201,6 +203,8 @@ def _train_scalars(learner: Learner, lesson: Lesson, update: int, total: Total, 
     means = {"ratio": "ratio_sum", "approx_kl": "approx_kl_sum"}
     means |= {name: name for name in ("clip_low", "clip_high", "clip_dual")}
     scalars |= _shares({name: (sum(total[f"{part}_{key}"] for part in parts), tokens) for name, key in means.items()})
+    if "cov_tokens" in total:
+        scalars |= _shares({"cov_share": (total["cov_tokens"], total["kept_tokens"])})
     if tokens:
         scalars["ratio_max"] = max(largest[f"{part}_ratio_max"] for part in parts)
     return {f"train/{name}": value for name, value in scalars.items()}

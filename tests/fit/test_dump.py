@@ -1,6 +1,7 @@
 """A number that is not finite ends the run with one line, a dump of the rollout, and the last good checkpoint."""
 
 import json
+import math
 import re
 
 import pytest
@@ -68,19 +69,27 @@ def test_a_gradient_that_is_not_finite_is_in_no_checkpoint(tmp_path, capsys):
     assert checkpoint(folder).name == "update-00000002.ckpt"
 
 
-def test_a_rollout_that_is_not_collected_has_no_tensors(tmp_path, capsys):
+def test_a_pass_before_there_are_advantages_shows_the_rollout_so_far(tmp_path, capsys):
     kl = ("--model.kl.coef", 0.1, "--model.kl.placement", "reward")  # passes before there are rewards
     kl = (*kl, "--model.policy.random_init", "false")
     error, dump, _ = broken_fit(tmp_path / "run", capsys, "statistics", 1, 0, *kl)
-    assert re.match(r"rollout 1: token 0 of an answer to problem [0-9a-f]{16} has log-probability nan", error)
-    assert dump == {"error": error, "rollout": 1, "uids": {}, "experience": {}}
+    (uid,) = re.findall(r"^rollout 1: token 0 of an answer to problem ([0-9a-f]{16}) has log-probability nan", error)
+    assert uid in dump["uids"].values()
+    assert len(dump["experience"]["answer_length"]) == 16
 
 
 def test_a_sampler_that_meets_no_number_says_where(tmp_path, capsys):
     error, dump, _ = broken_fit(tmp_path / "run", capsys, "nan", 1, 0)  # broken before the second rollout is sampled
-    place = r"rollout 1: token 0 of answer 0 to problem [0-9a-f]{16} was drawn with log-probability nan: "
-    assert re.fullmatch(place + "the policy's logits are not finite", error)
-    assert dump == {"error": error, "rollout": 1, "uids": {}, "experience": {}}
+    place = r"rollout 1: token 0 of answer 0 to problem ([0-9a-f]{16}) was drawn with log-probability nan: "
+    (uid,) = re.findall(place + "the policy's logits are not finite$", error)
+    assert dump["error"] == error
+    assert dump["experience"] == {}
+    first = dump["answers"][0]
+    assert first["uid"] == uid
+    assert len(dump["answers"]) == 16
+    assert len(first["prompt_ids"]) > 3
+    assert math.isnan(first["logp"][0])
+    assert len(first["logp"]) == len(first["token_ids"]) == 1
 
 
 def test_other_errors_leave_no_dump(tmp_path, capsys):

@@ -121,7 +121,8 @@ def test_every_advantage_and_correction():
 def test_every_curve_is_in_the_table(tmp_path):
     more = ("--data.updates_per_rollout", 2, "--model.policy.random_init", "false", "--model.entropy_coef", 0.01)
     fit(tmp_path / "run", *more, "--model.kl.coef", 0.1, steps=2)
-    fit(tmp_path / "reward", *more, "--model.kl", "{coef: 0.1, placement: reward}", steps=1)
+    held = ("--model.objective", "KlCov")
+    fit(tmp_path / "reward", *more, *held, "--model.kl", "{coef: 0.1, placement: reward}", steps=1)
     named = set()
     for tags, *_ in table("tag | what"):
         group, _, names = tags.partition("/")

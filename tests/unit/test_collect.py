@@ -235,7 +235,7 @@ def test_logits_that_are_not_finite_stop_all_ranks(engine, path, broken):
         f"rollout 7: token 0 of answer 0 to problem {first.uid} was drawn with log-probability nan: "
         "the policy's logits are not finite"
     )
-    assert messages[1 - broken].startswith("rollout 7: another rank ")
+    assert messages[1 - broken].startswith("rollout 7: another rank, token 0 of answer ")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -250,7 +250,7 @@ def test_a_log_probability_that_is_not_finite_stops_all_ranks(engine, policy, va
     assert messages[1].startswith(
         f"rollout 7: token 0 of answer 2 to problem {uid} was drawn with log-probability {value}"
     )
-    assert messages[0].startswith("rollout 7: another rank ")
+    assert messages[0].startswith("rollout 7: another rank, token 0 of answer ")
 
 
 def test_a_later_token_is_named(engine, policy):

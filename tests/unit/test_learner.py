@@ -19,6 +19,7 @@ from forklight.algo.selection import ForkSelection
 from forklight.algo.terms import Loss
 from forklight.algo.types import Experience, TokenStats
 from forklight.models import Policy, PolicyConfig, Reference
+from forklight.rollout import choose
 from forklight.rollout.learn import Learner, NonFiniteError
 
 MICRO_BATCHES = (1, 2, 4)
@@ -719,3 +720,45 @@ def test_a_score_of_ones_own_that_fails_on_one_rank_stops_all_of_them(path):
     on_ranks(2, train)
     assert "selection.keep: Own failed on another rank" in failed[0]
     assert "scores of Own are NaN or infinite" in failed[1]
+
+
+def test_a_penalty_of_the_objective_reaches_answers_without_advantage(path):
+    """KL-Cov on every token: tokens of zero advantage have a gradient from the second update on."""
+    settings = Loss(ForkSelection(keep="all"), objectives.KlCov(1.0))
+    x, policy, old = experience(5, updates=2, shares=(0.0, 1.0, 0.0)), load(path), load(path)
+    learner = Learner(settings, length_limit=LIMIT, seed=SEED)
+    lesson = learner.begin(x, rollout=ROLLOUT, updates=2, micro_batches=1)
+    for update in (0, 1):
+        expected = expected_update(x, update, settings, model=policy.model, old_model=old.model, noise_seed=NOISE_SEED)
+        loss, gradients, sums = run_update(learner, lesson, update, policy)
+        assert_same(lesson, update, loss, gradients, expected)
+        assert sums["cov_tokens"] == sums["kept_tokens"] > 0
+        take_step(policy, gradients)
+    assert ((x.advantages == 0) & x.contributing).any()
+
+
+@pytest.mark.parametrize("keep", ["top", "low_probability", "covariance"])
+def test_contexts_are_compared_in_any_blocks(keep, path, monkeypatch):
+    case, masks = Case(keep=keep, rho=0.5), []
+    for block in (1, 40, 2**20):
+        monkeypatch.setattr(choose, "_BLOCK", block)
+        learner = case.learner()
+        lesson = begin(learner, experience(9, problems=8, shares=(0.0, 0.0, 1.0)), case, 2)
+        learner.prepare_update(lesson, 0, load(path), None)
+        masks.append(lesson.experience.fork_mask)
+    assert masks[0].any()
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])
+
+
+def test_a_loss_of_value_zero_outside_of_the_mask_is_seen(path):
+    class Deaf(objectives.Dapo):
+        def token_loss(self, tokens):
+            found = super().token_loss(tokens)
+            return replace(found, loss=-tokens.advantages * (tokens.logp - tokens.old_logp))
+
+    learner = Learner(Loss(objective=Deaf()))
+    lesson = learner.begin(experience(5, shares=(0.0, 0.0, 1.0)), rollout=0, updates=1, micro_batches=1)
+    loss, _, sums = run_update(learner, lesson, 0, load(path))
+    assert loss == 0
+    assert sums["leaked"] == sums["dropped_tokens"] > 0

@@ -338,7 +338,9 @@ def test_an_objective_that_ignores_the_mask_stops_the_run(path):
         def token_loss(self, tokens):
             return super().token_loss(replace(tokens, fork_mask=torch.ones_like(tokens.fork_mask)))
 
-    with pytest.raises(RuntimeError, match=r"the objective gave \d+ tokens outside of the mask a loss; selection.keep"):
+    with pytest.raises(
+        RuntimeError, match=r"the objective gave \d+ tokens outside of the mask a loss or a gradient; selection.keep"
+    ):
         reports(path, Loss(objective=Deaf()), rollout()[0])
 
 
