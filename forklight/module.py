@@ -25,7 +25,8 @@ from forklight.models.reference import Reference, check_reference
 from forklight.rollout.answers import Answerer, Group
 from forklight.rollout.collect import Collector, Rollout, RolloutSpec
 from forklight.rollout.hf import HFSampler
-from forklight.rollout.learn import Learner, Lesson
+from forklight.rollout.learn import Learner
+from forklight.rollout.lesson import Lesson
 from forklight.rollout.ranks import Ranks
 from forklight.rollout.sampler import Sampler
 

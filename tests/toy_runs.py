@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -45,3 +46,17 @@ def contents(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_symlink() or path.is_file()
     }
+
+
+def refused(capsys, action, *arguments):
+    """The message of a run that must be refused."""
+    with pytest.raises(SystemExit) as stop:
+        action(*arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    start = "forklight: error: "
+    assert error.startswith(start), error
+    assert "\n" not in error.strip()
+    assert len(error) < 500
+    assert "usage" not in error
+    return error.removeprefix(start)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from forklight.module import ForkGRPOModule
-from forklight.rollout.learn import NonFiniteError
+from forklight.rollout.lesson import NonFiniteError
 
 
 class DiagnosticDump(Callback):

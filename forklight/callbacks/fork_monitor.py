@@ -14,7 +14,7 @@ from forklight.algo.census import Bounds
 from forklight.callbacks.samples import marked_answers
 from forklight.data.visits import PromptBatch
 from forklight.module import ForkGRPOModule
-from forklight.rollout.learn import Lesson, NonFiniteError
+from forklight.rollout.lesson import Lesson, NonFiniteError
 from forklight.rollout.report import update_report
 
 _HISTOGRAM_TOKENS = 100_000

@@ -35,10 +35,6 @@ class Chooser:
         self.seed = seed
         self.ranks = ranks
 
-    def eligible(self, x: Experience) -> Tensor:
-        """The tokens that can be kept, bool `[S,T]`."""
-        return x.answer_mask & eligible_rows(x, self.spec)[:, None]
-
     def _eligible(self, x: Experience, rows: Tensor) -> Tensor:
         length = x.answer_length[rows] * eligible_rows(x, self.spec)[rows]
         return torch.arange(x.width, device=rows.device) < length[:, None]

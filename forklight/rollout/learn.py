@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from forklight.algo.denominators import counted, kept_tokens, visit_factor, with_denominators
-from forklight.algo.plan import Passes, eligible_rows, make_plan
+from forklight.algo.plan import eligible_rows, make_plan
 from forklight.algo.terms import Loss, loss_terms
 from forklight.algo.types import Chunk, Experience, LossOutput, TokenBatch, TokenStats
 from forklight.models.policy import Policy
 from forklight.models.reference import Reference
 from forklight.rollout.choose import Chooser
-from forklight.rollout.lesson import Lesson, NonFiniteError
+from forklight.rollout.lesson import Lesson
 from forklight.rollout.ranks import Ranks
 from forklight.rollout.statistics import Statistics, keep
-
-__all__ = ["Learner", "Lesson", "NonFiniteError"]
 
 
 class Learner:
@@ -56,14 +54,6 @@ class Learner:
         self.chooser = Chooser(settings, seed, self.ranks)
         self.statistics = Statistics(settings, temperature, self.ranks, context)
 
-    def passes(self, updates: int, micro_batches: int) -> Passes:
-        """The passes of a rollout of K updates of A micro-batches.
-
-        Raises:
-            ValueError: the selection contradicts K.
-        """
-        return self.settings.passes(updates, micro_batches)
-
     def begin(
         self,
         experience: Experience,
@@ -92,7 +82,7 @@ class Learner:
         )
         rows = torch.tensor([len(rows) for rows in plan.watch], device=experience.update.device)
         watched = self.ranks.reduce(rows * self.settings.ranked) > 0
-        passes = self.passes(updates, micro_batches)
+        passes = self.settings.passes(updates, micro_batches)
         return Lesson(experience, plan, passes, rollout, tuple(watched.tolist()), uids or {})
 
     @torch.no_grad()
@@ -154,10 +144,6 @@ class Learner:
         )
         assert isinstance(out, LossOutput)
         return self._scaled(lesson, update, visit, out), out.metrics
-
-    def eligible(self, x: Experience) -> Tensor:
-        """The tokens that the selection chooses from, bool `[S,T]`."""
-        return self.chooser.eligible(x)
 
     def _scaled(self, lesson: Lesson, update: int, visit: int, out: LossOutput) -> Tensor:
         """The sum of the terms, each over its denominator, times A and the ranks; metrics get the same factor."""

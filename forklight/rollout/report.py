@@ -30,7 +30,8 @@ from forklight.algo.noise import hash_bits, hash_uniform, string_key
 from forklight.algo.plan import eligible_rows
 from forklight.algo.spec import ForkSelection
 from forklight.algo.types import Chunk, Reduce
-from forklight.rollout.learn import Learner, Lesson
+from forklight.rollout.learn import Learner
+from forklight.rollout.lesson import Lesson
 
 Total = dict[str, float]
 

@@ -5,24 +5,9 @@ import shutil
 
 import pytest
 from tiny import write_model
-from toy_runs import contents, fit, run
+from toy_runs import contents, fit, refused, run
 
 from forklight.cli import innermost, main
-
-
-def refused(capsys, action, *arguments):
-    """The message of a run that must be refused."""
-    with pytest.raises(SystemExit) as stop:
-        action(*arguments)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    start = "forklight: error: "
-    assert error.startswith(start), error
-    assert "\n" not in error.strip()
-    assert len(error) < 500
-    assert "usage" not in error
-    return error.removeprefix(start)
-
 
 MODEL, DATA = "forklight.module.ForkGRPOModule", "forklight.data.datamodule.MathDataModule"
 CALLBACK, OTHER = ["--trainer.callbacks+"], "lightning.pytorch.callbacks."

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import toy_runs
 from toy_runs import checkpoint, curves, fit, run, weights
 
 from forklight.algo.spec import ForkSelection
@@ -32,15 +33,7 @@ class AllRight:
 
 def refused(capsys, folder, *more):
     """The message of a run that must be refused."""
-    with pytest.raises(SystemExit) as stop:
-        run("fit", folder, "--data.val", "null", *more)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    start = "forklight: error: "
-    assert error.startswith(start), error
-    assert "\n" not in error.strip()
-    assert len(error) < 500
-    return error.removeprefix(start)
+    return toy_runs.refused(capsys, run, "fit", folder, "--data.val", "null", *more)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from forklight.algo.terms import Loss
 from forklight.algo.types import Experience, TokenStats
 from forklight.models import Policy, PolicyConfig, Reference
 from forklight.rollout import choose
-from forklight.rollout.learn import Learner, NonFiniteError
+from forklight.rollout.learn import Learner
+from forklight.rollout.lesson import NonFiniteError
 
 MICRO_BATCHES = (1, 2, 4)
 SEED, ROLLOUT = 7, 3

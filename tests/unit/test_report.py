@@ -10,7 +10,7 @@ from tiny import VOCABULARY, experience, load, on_ranks, rows_of, write_model
 from forklight.algo.kl import KLTerm
 from forklight.algo.noise import hash_bits, hash_uniform, string_key
 from forklight.algo.objectives import Archer, Dapo
-from forklight.algo.plan import update_and_rank
+from forklight.algo.plan import eligible_rows, update_and_rank
 from forklight.algo.spec import PRESETS, ForkSelection
 from forklight.algo.terms import Loss
 from forklight.models import PolicyConfig, Reference
@@ -303,7 +303,7 @@ def broken(mask_of, late=False):
 
 
 def everything(x, learner):
-    return learner.eligible(x)
+    return x.answer_mask & eligible_rows(x, learner.selection)[:, None]
 
 
 def nothing(x, learner):
@@ -325,7 +325,7 @@ def test_an_empty_mask_stops_the_run(spec, path):
 
 def test_a_mask_that_no_loss_has_read_stops_the_run(path):
     def other(x, learner):
-        return torch.roll(x.fork_mask, 1, 0) & learner.eligible(x) | x.fork_mask
+        return torch.roll(x.fork_mask, 1, 0) & everything(x, learner) | x.fork_mask
 
     with pytest.raises(
         RuntimeError, match=r"kept \d+ tokens of trained answers, the loss read \d+: .*rule = threshold"
