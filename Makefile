@@ -37,4 +37,4 @@ lint: install
 
 # One JSON line per script; CONTRIBUTING.md says how figures are compared.
 bench: install
-	@for script in benchmarks/demo.py benchmarks/selection.py; do echo "# $$script"; $(BIN)/python $$script --quick || exit; done
+	@for script in benchmarks/demo.py benchmarks/selection.py benchmarks/verify.py; do echo "# $$script"; $(BIN)/python $$script --quick || exit; done

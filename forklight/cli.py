@@ -1,4 +1,4 @@
-"""The command line: `forklight fit|validate|test|predict`, a LightningCLI with the run folder around it."""
+"""The command line: `forklight fit|validate|test|predict`, a LightningCLI with the run folder around it; `compare`."""
 
 import logging
 import os
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, auto_cli, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
+from forklight.analysis.compare import compare
 from forklight.callbacks.checkpoint import AtomicCheckpointIO, RngState, RunCheckpoint
 from forklight.callbacks.dump import DiagnosticDump
 from forklight.callbacks.evaluate import MathEval
@@ -38,6 +39,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "val_check_interval": None,
 }
 """Only what differs from Lightning's own: runs are counted in updates, and the loaders share themselves out."""
+
+DESCRIPTION = "RLVR on forking tokens. `forklight compare RUN_A RUN_B` compares two evaluations; see its --help."
 
 _VERB_FOLDER = "FORKLIGHT_VERB_FOLDER"
 
@@ -162,7 +165,10 @@ def main(args: Sequence[str] | None = None) -> None:
     add_parser_mode()
     arguments = list(sys.argv[1:] if args is None else args)
     try:
-        _run(expand_arguments(arguments))
+        if arguments[:1] == ["compare"]:
+            auto_cli(compare, args=arguments[1:], exit_on_error=False, prog="forklight compare")
+        else:
+            _run(expand_arguments(arguments))
     except (ValueError, OSError, MisconfigurationException, ArgumentError) as error:
         if os.environ.get("FORKLIGHT_TRACEBACK"):
             raise
@@ -195,7 +201,7 @@ def _run(arguments: list[str]) -> ForkCLI:
         seed_everything_default=42,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={"description": "RLVR on forking tokens.", "parser_mode": MODE},
+        parser_kwargs={"description": DESCRIPTION, "parser_mode": MODE},
         args=arguments,
     )
 

@@ -235,15 +235,19 @@ class ForkGRPOModule(LightningModule):
 
     def _answer(self, batch: EvalBatch) -> list[Group]:
         self.sampler.sync(self.policy)
+        sampling = batch.spec.sampling
         return self.answerer.answer(
             batch.problems,
             [0] * len(batch.problems),
             EVALUATION,
-            answers=batch.spec.answers,
+            answers=sampling.answers,
             max_new_tokens=batch.spec.max_new_tokens or self.rollout_spec.max_new_tokens,
-            temperature=batch.spec.temperature,
+            temperature=sampling.temperature,
             template=batch.template,
             verifier=batch.verifier,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=batch.spec.seed,
         )
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> Any:

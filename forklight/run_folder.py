@@ -67,7 +67,7 @@ class RunFolder:
         """The checkpoint to go on from, or None for a fresh start.
 
         Args:
-            ckpt_path: `last`, a file, or None.
+            ckpt_path: `last`, `best`, a file, or None.
             config: what this start would run with.
 
         Raises:
@@ -76,10 +76,10 @@ class RunFolder:
         """
         if ckpt_path not in (None, "last"):
             assert ckpt_path is not None
-            if not _is_intact(Path(ckpt_path)):
-                raise RunFolderError(f"--ckpt_path {ckpt_path}: no intact checkpoint there")
+            if not _is_intact(self._path(ckpt_path)):
+                raise RunFolderError(f"--ckpt_path {ckpt_path}: no intact checkpoint at {self._path(ckpt_path)}")
         if self.is_empty:
-            return None if ckpt_path in (None, "last") else Path(str(ckpt_path))
+            return None if ckpt_path in (None, "last") else self._path(str(ckpt_path))
         if ckpt_path is None:
             raise RunFolderError(
                 f"run folder {self.root} is not empty; give --ckpt_path last to go on with its run, "
@@ -96,7 +96,7 @@ class RunFolder:
         return path
 
     def find(self, ckpt_path: str, *, required: bool) -> Path | None:
-        """The intact checkpoint that `last` or a file name means; None if there is none and it is not required.
+        """The intact checkpoint that `last`, `best` or a file name means; None if there is none and it is not required.
 
         Raises:
             RunFolderError: there is none and it is required.
@@ -110,6 +110,8 @@ class RunFolder:
 
     def _path(self, ckpt_path: str) -> Path:
         """Where to look; a kill right after a run's first checkpoint leaves that one, and no link to it yet."""
+        if ckpt_path == "best":
+            return self.checkpoints / "best.ckpt"
         if ckpt_path != "last":
             return Path(ckpt_path)
         link, files = self.checkpoints / "last.ckpt", list(self.checkpoints.glob("update-*.ckpt"))

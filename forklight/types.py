@@ -64,8 +64,17 @@ class Verdict:
     """The part of the answer that was judged."""
     seconds: float = 0.0
     """Wall time of the judgement."""
+    score: float | None = None
+    """What the answer earns, where right and wrong do not say it all; None: 1 if right, else 0."""
+    parts: tuple[tuple[str, float], ...] = ()
+    """What each part of a composed reward gave, by name."""
 
     @property
     def right(self) -> bool:
         """True if the answer was judged right."""
         return self.outcome == "right"
+
+    @property
+    def reward(self) -> float:
+        """What the answer earns, before shaping."""
+        return float(self.right) if self.score is None else self.score

@@ -49,9 +49,17 @@ class RunCheckpoint(Checkpoint):
         every_n_updates: updates between two checkpoints, instead of `every_n_rollouts`; inside a rollout the checkpoint
             carries the rollout's tensors.
         keep: checkpoints kept, the newest ones; -1 keeps all.
+        best: name of a score, such as `val/aime24/avg@16`. Whenever an evaluation after the first update raises it, a
+            checkpoint is written and kept, and the link `best.ckpt` leads to it.
     """
 
-    def __init__(self, every_n_rollouts: int = 10, every_n_updates: int | None = None, keep: int = 2) -> None:
+    def __init__(
+        self,
+        every_n_rollouts: int = 10,
+        every_n_updates: int | None = None,
+        keep: int = 2,
+        best: str | None = None,
+    ) -> None:
         if every_n_rollouts < 1 or (every_n_updates is not None and every_n_updates < 1):
             raise ValueError(
                 f"checkpoint.every_n_rollouts = {every_n_rollouts} and checkpoint.every_n_updates = {every_n_updates} "
@@ -62,11 +70,23 @@ class RunCheckpoint(Checkpoint):
         self.every_n_rollouts = every_n_rollouts
         self.every_n_updates = every_n_updates
         self.keep = keep
+        self.best = best
         self.folder: Path | None = None
         """Set by the command line to `<run_dir>/checkpoints`."""
         self._pending = False
         self._saved_at = -1
         self._signal: int | None = None
+        self._highest: tuple[float, int] | None = None  # the best score so far, and the update after which it was met
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far and where it was met."""
+        return {"best": self.best, "highest": None if self._highest is None else list(self._highest)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it back, unless another score is asked for now."""
+        if state_dict["best"] == self.best and state_dict["highest"] is not None:
+            score, update = state_dict["highest"]
+            self._highest = float(score), int(update)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over SIGTERM, which Lightning would answer inside an accumulation; removes what a kill left."""
@@ -74,6 +94,7 @@ class RunCheckpoint(Checkpoint):
         if self.folder is not None and trainer.is_global_zero:
             for half_written in self.folder.glob(".*.tmp"):
                 half_written.unlink()
+            self._link_best()
 
         def note(number: int, frame: types.FrameType | None) -> None:
             self._signal = number
@@ -120,16 +141,33 @@ class RunCheckpoint(Checkpoint):
             self._leave_if_stopping(stopping)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what waited for the evaluation."""
+        """Saves what waited for the evaluation, and what is the best so far.
+
+        Raises:
+            ValueError: there is no score of the name `checkpoint.best`.
+        """
+        raised = self.best is not None and trainer.state.fn == TrainerFn.FITTING and self._is_raised(trainer, self.best)
+        if self._pending or raised:
+            self._save(trainer)
         if self._pending:
             self._pending = False
-            self._save(trainer)
             self._leave_if_stopping(Ranks().any(self._signal is not None))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the final state."""
         if trainer.global_step != self._saved_at:
             self._save(trainer)
+
+    def _is_raised(self, trainer: Trainer, best: str) -> bool:
+        """Whether the evaluation that ends here raised the score; one before the first update only has to have it."""
+        if best not in trainer.callback_metrics:
+            there = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            raise ValueError(f"checkpoint.best = {best}: there is no such score; there are {there or 'none'}")
+        score = float(trainer.callback_metrics[best])
+        if trainer.global_step == 0 or (self._highest is not None and score <= self._highest[0]):
+            return False
+        self._highest = score, trainer.global_step
+        return True
 
     def _interval(self, trainer: Trainer) -> int:
         """Updates between two checkpoints."""
@@ -148,14 +186,29 @@ class RunCheckpoint(Checkpoint):
         self._saved_at = trainer.global_step
         if trainer.is_global_zero:
             _link(self.folder / "last.ckpt", path.name)
+            self._link_best()
             self._remove_old()
+
+    def _link_best(self) -> None:
+        """Leads `best.ckpt` to the best checkpoint; a run that went back may have none any more."""
+        assert self.folder is not None
+        if self.best is None:
+            return
+        link = self.folder / "best.ckpt"
+        best = None if self._highest is None else self.folder / f"update-{self._highest[1]:08d}.ckpt"
+        if best is not None and best.is_file():
+            _link(link, best.name)
+        elif link.is_symlink():
+            link.unlink()
 
     def _remove_old(self) -> None:
         assert self.folder is not None
         # By age, not by number: a run that went back to an earlier checkpoint writes smaller numbers than are there.
         files = sorted(self.folder.glob("update-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+        best = (self.folder / "best.ckpt").resolve()
         for path in files[: -self.keep] if self.keep > 0 else ():
-            path.unlink()
+            if path.resolve() != best:
+                path.unlink()
 
     def _leave_if_stopping(self, stopping: bool) -> None:
         if stopping:

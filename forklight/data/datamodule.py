@@ -6,11 +6,12 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from forklight.data.benchmarks import Benchmark
 from forklight.data.prompts import PromptTemplate
 from forklight.data.sets import EvalSet, ProblemSource
 from forklight.data.visits import NOMINAL_LENGTH, EvalBatch, PositionedLoader, ProblemStream, PromptBatch
 from forklight.types import Problem
-from forklight.verify import MathVerifier, Verifier
+from forklight.verify import MathVerifier, Verifier, start_early
 
 
 class MathDataModule(LightningDataModule):
@@ -68,6 +69,13 @@ class MathDataModule(LightningDataModule):
         self._rollout, self._visit, self._start = 0, 0, 0  # position: rollout, its visits served, its first problem
         self._cursor = 0
         self._eval_problems: dict[int, list[Problem]] = {}  # by id of the set: `test` may share those of `val`
+
+    def setup(self, stage: str) -> None:
+        """Lets verifiers start their processes while the model is loaded."""
+        sets = {"fit": self.val_sets, "validate": self.val_sets}.get(stage, self.test_sets)
+        verifiers = [self._eval_batch(name, [], spec).verifier for name, spec in sets.items()]
+        for verifier in [*verifiers, *([self.verifier] if stage == "fit" else [])]:
+            start_early(verifier)
 
     def read(self) -> int:
         """Reads the problems of training and of its evaluations, now and not at their first use.
@@ -195,7 +203,11 @@ class MathDataModule(LightningDataModule):
         return self._eval_problems[id(spec)]
 
     def _eval_batch(self, name: str, problems: Sequence[Problem], spec: EvalSet) -> EvalBatch:
-        return EvalBatch(name, problems, spec, spec.template or self.template, spec.verifier or self.verifier)
+        template, verifier = spec.template or self.template, spec.verifier or self.verifier
+        if isinstance(spec.source, Benchmark):
+            template = spec.template or spec.source.template(self.template.kind)
+            verifier = spec.verifier or spec.source.verifier()
+        return EvalBatch(name, problems, spec, template, verifier)
 
 
 def _parts(problems: list[Problem], size: int) -> list[list[Problem]]:

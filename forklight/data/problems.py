@@ -33,7 +33,7 @@ class ProblemFile:
     prompt_field: str = "problem"
     """Field that holds the problem's text."""
     answer_field: str = "answer"
-    """Field that holds the answer to compare with: text or a number."""
+    """Field that holds the answer to compare with: text, a number, or a list of texts, which are joined by commas."""
     answer_pattern: str = ""
     r"""Regular expression whose one group cuts out the answer, such as `####\s*(.+)`; the last match wins."""
     split: str | None = None
@@ -111,6 +111,16 @@ def read_problems(
     return kept
 
 
+def first_row(path: str | Path) -> dict[str, Any]:
+    """The first row of a file, empty if it has none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file or its first row is malformed.
+    """
+    return next((row for _, row in _file_rows(Path(path), None, None, None)), {})
+
+
 def _first_different(problems: Iterator[Problem], limit: int | None, path: str) -> list[Problem]:
     """The first `limit` problems of different uid; warns of the repeats among them."""
     kept: dict[str, Problem] = {}
@@ -142,8 +152,10 @@ def _prompt(row: dict[str, Any], field: str, place: str) -> str:
 
 def _answer(row: dict[str, Any], field: str, pattern: re.Pattern[str] | None, place: str) -> str:
     value = _value(row, field, place)
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        value = ", ".join(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{place}: `{field}` must be text or a number, got {type(value).__name__}")
+        raise ValueError(f"{place}: `{field}` must be text, a list of texts or a number, got {type(value).__name__}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{place}: `{field}` is {value}, which no answer can equal")
     text = str(value)

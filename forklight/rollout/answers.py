@@ -15,7 +15,7 @@ from forklight.data.prompts import PromptTemplate
 from forklight.rollout.lesson import NonFiniteError
 from forklight.rollout.sampler import Decoding, Sampled, Sampler
 from forklight.types import Completion, Problem, Verdict
-from forklight.verify import Verifier
+from forklight.verify import Verifier, judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ class Answerer:
         verifier: Verifier,
         top_p: float = 1.0,
         top_k: int = 0,
+        seed: int | None = None,
     ) -> list[Group]:
         """Samples and verifies some answers to each problem.
 
@@ -95,10 +96,11 @@ class Answerer:
             verifier: judges the answers.
             top_p: draw from the most probable tokens that together reach this probability; 1 is off.
             top_k: draw from so many most probable tokens; 0 is off.
+            seed: in place of the run's seed, for draws that are the same in all runs.
 
         Raises:
             ValueError: a prompt and an answer together exceed what the model can read, top_p or top_k is out of range,
-                or the sampler tells another number of log-probabilities than of tokens.
+                the sampler tells another number of log-probabilities than of tokens, or a reward is not finite.
             NonFiniteError: a token was drawn with a log-probability that is NaN or infinite.
         """
         if not problems:
@@ -106,7 +108,7 @@ class Answerer:
         prompts = template.encode_many(problems, self.tokenizer)
         self._check_length(problems, prompts, max_new_tokens)
         uids = torch.tensor([string_key(problem.uid) for problem in problems])
-        keys = hash_bits(self.seed, rollout, uids, torch.tensor(list(draws))).tolist()
+        keys = hash_bits(self.seed if seed is None else seed, rollout, uids, torch.tensor(list(draws))).tolist()
         decoding = Decoding(max_new_tokens, temperature, self.eos_ids, top_p, top_k)
         started = time.perf_counter()
         sampled = self.sampler.sample(prompts, keys, answers, decoding)
@@ -116,8 +118,9 @@ class Answerer:
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
 
         started = time.perf_counter()
-        golds = [problem.answer for problem in problems for _ in range(answers)]
-        verdicts = verifier.verify_many(list(zip(texts, golds, strict=True)))
+        asked = [problem for problem in problems for _ in range(answers)]
+        verdicts = judge(verifier, list(zip(texts, asked, strict=True)))
+        _check_rewards(verifier, verdicts)
         self.seconds["verify"] += time.perf_counter() - started
 
         groups = []
@@ -168,6 +171,12 @@ class Answerer:
                 f"problem {problems[longest].uid} has a prompt of {len(prompts[longest])} tokens; with "
                 f"max_new_tokens = {new} that makes {total}, more than the {self.max_positions} the model can read"
             )
+
+
+def _check_rewards(verifier: Verifier, verdicts: Sequence[Verdict]) -> None:
+    broken = next((verdict for verdict in verdicts if not math.isfinite(verdict.reward)), None)
+    if broken is not None:
+        raise ValueError(f"{type(verifier).__name__} gave a reward of {broken.reward} ({broken.reason}), not a number")
 
 
 def _first_broken(logps: "Sequence[array[float] | None]", problems: Sequence[Problem], answers: int) -> str:

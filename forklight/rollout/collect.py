@@ -17,6 +17,7 @@ from forklight.rollout.answers import Answerer, Group
 from forklight.rollout.lesson import NonFiniteError
 from forklight.rollout.ranks import Ranks
 from forklight.rollout.spec import RolloutSpec
+from forklight.rollout.verdicts import reward_by_length, verdict_counts
 from forklight.types import Completion, Problem, Verdict
 from forklight.verify.shaping import soft_overlong
 
@@ -106,7 +107,8 @@ class Collector:
             rewards = rewards - lost.to(rewards)
             advantages = self._advantages(rewards, trained)
             experience = self._experience(groups, rewards, advantages, batch)
-        return Rollout(experience, groups, metrics | _metrics(groups, rewards, advantages))
+        metrics |= _metrics(groups, rewards, advantages) | _verify_metrics(kept + filler, self.spec.max_new_tokens)
+        return Rollout(experience, groups, metrics)
 
     def _warn_of_truncation(self) -> None:
         if not self._warned:
@@ -141,7 +143,7 @@ class Collector:
     def _answer_on_all_ranks(self, problems: Sequence[Problem], first: int, batch: PromptBatch) -> list[Group]:
         """Every rank answers its share; every rank then knows all groups, in draw order."""
         mine = slice(self.ranks.rank, None, self.ranks.size)
-        failure: ValueError | None = None
+        failure: ValueError | OSError | None = None
         try:
             groups = self.answerer.answer(
                 problems[mine],
@@ -155,7 +157,7 @@ class Collector:
                 top_p=self.spec.top_p,
                 top_k=self.spec.top_k,
             )
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             groups, failure = [], error
         if self.ranks.any(failure is not None):  # all ranks stop: none is left waiting for this one's answers
             stories = self.ranks.gather(failure and (isinstance(failure, NonFiniteError), str(failure)))
@@ -167,11 +169,11 @@ class Collector:
         return sorted(chain.from_iterable(self.ranks.gather(groups)), key=lambda group: group.draw)
 
     def _rewards(self, group: Group) -> list[float]:
-        """1 for a right answer, and DAPO's punishment for one that comes close to the length limit."""
+        """What the verifier gives, and DAPO's punishment for an answer that comes close to the length limit."""
 
         def reward(completion: Completion, verdict: Verdict) -> float:
             length, spec = len(completion.token_ids), self.spec
-            return float(verdict.right) + soft_overlong(
+            return verdict.reward + soft_overlong(
                 length, spec.max_new_tokens, spec.overlong_buffer, spec.overlong_penalty
             )
 
@@ -223,6 +225,14 @@ class Collector:
             row_key=torch.tensor([groups[i].draw * batch.answers + completion.index for i, completion in rows]),
             sampler_logp=_sampler_logp(groups, [completion for _, completion in rows], answer_length),
         )
+
+
+def _verify_metrics(groups: list[Group], limit: int) -> dict[str, float]:
+    """What the verifier said of every answer that was drawn, discarded ones included."""
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
+    found = verdict_counts(verdicts) | reward_by_length(zip(verdicts, lengths, strict=True), limit)
+    return {f"verify/{name}": value for name, value in found.items()}
 
 
 def _sampler_logp(groups: list[Group], mine: list[Completion], length: Tensor) -> Tensor | None:

@@ -17,6 +17,8 @@ MAX_ITEMS = 200
 
 _SET_OR_RELATION = re.compile(r"\\(?:begin|cup|cap|setminus|mathbb|in|le|ge|ne)(?![A-Za-z])|[<>]|\\\{.*(?:\||\\mid|:)")
 _EQUALITIES = {"=", r"\approx"}
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_LETTER = re.compile("[A-Za-z]")
 _MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 
 
@@ -29,7 +31,7 @@ def equal(gold: str, answer: str) -> bool:
     gold, answer = unwrap_text(gold), unwrap_text(answer)
     decided = quick(gold, answer)
     if decided is not None:
-        return decided
+        return decided.equal
     gold, answer = _MEMBER.sub("", gold, count=1), _MEMBER.sub("", answer, count=1)
     wanted, found = _with_signs(split_items(gold)), _with_signs(split_items(answer))
     if len(wanted.items) == len(found.items) > 1:
@@ -42,6 +44,19 @@ def equal(gold: str, answer: str) -> bool:
     if (wanted.items[0], found.items[0]) != (gold, answer):
         return equal(wanted.items[0], found.items[0])
     return _equal_relations(gold, answer)
+
+
+def last_value(text: str) -> str | None:
+    r"""The last exact value of a derivation: 11 of `x = 5+5+1 = 11 \approx 11.0`; None if the text is no such chain.
+
+    All that comes before must be names and terms without unknowns, so of `x^2-1 = 0` there is none.
+    """
+    parts, signs = split_relation(text)
+    if "=" not in signs or not set(signs) <= _EQUALITIES:
+        return None
+    exact = parts[: signs.index(r"\approx") + 1] if r"\approx" in signs else parts
+    known = all(is_name(part) or not _LETTER.search(_COMMAND.sub("", part)) for part in exact[:-1])
+    return exact[-1] if known and len(exact) > 1 else None
 
 
 def _is_equation(listed: Items) -> bool:
@@ -83,8 +98,9 @@ def _equal_relations(gold: str, answer: str) -> bool:
     if found.signs and not wanted.signs and set(found.signs) <= _EQUALITIES:
         return _equal_chain(gold, found.parts, found.signs)
     if wanted.signs and not found.signs and set(wanted.signs) <= _EQUALITIES:
-        if is_name(wanted.parts[0]):
-            return any(equal(part, answer) for part in wanted.parts[1:])
+        named = [number for number, part in enumerate(wanted.parts[:-1]) if is_name(part)]
+        if named:
+            return any(equal(part, answer) for part in wanted.parts[named[-1] + 1 :])
         return _numeric(wanted.parts) and any(equal(part, answer) for part in wanted.parts)
     if wanted.signs and found.signs and set(wanted.signs) | set(found.signs) <= _EQUALITIES:
         if _same_name(wanted.parts[0], found.parts[0]):
@@ -110,16 +126,14 @@ def _chain(parts: tuple[str, ...], signs: tuple[str, ...]) -> str:
 def _equal_chain(gold: str, parts: tuple[str, ...], signs: tuple[str, ...]) -> bool:
     r"""A gold without equation against `name = value`, `name = value = value` or `value \approx decimal`.
 
-    Every value of the chain has to be right, so neither `6 = 5` nor `x = 6 = 5` is 5. What follows `\approx` has to
-    be within 1 % of the value before it.
+    Every value of the chain has to be right: `\sqrt{4} = 2` is 2, but neither `6 = 5` nor `x = 6 = 5` is 5. What
+    follows `\approx` has to be within 1 % of the value before it.
     """
     values = list(parts)
     if is_name(parts[0]):
         if len(parts) == 2:
             return equal(gold, parts[1])
         values, signs = values[1:], signs[1:]
-    elif "=" in signs:
-        return False
     exact = len(values) - sum(sign == r"\approx" for sign in signs)
     if exact < 1 or any(sign == r"\approx" for sign in signs[: exact - 1]):
         return False

@@ -29,9 +29,9 @@ _GOLD = re.compile(rf"{_NUMBER} from ({_NUMBER}(?:, {_NUMBER})+)")
 class CountdownVerifier:
     """Judges worked Countdown solutions. A parser with bounded work; nothing is evaluated.
 
-    Reasons: "solved"; or, for a wrong answer, the first fault: "no steps", "too long (.. characters)",
-    "not a step: '..'", ".. is not available", "step 2: 9*7 is 63, not 64", "step 2: 9/2 is not a whole number",
-    "9, 14 unused", "reached 49, not 62".
+    Reasons: "solved"; or, for a wrong answer, the first fault: "no steps", "too long (1200 characters)",
+    "not a step ('..')", "number not available (14)", "wrong result (step 2: 9*7 is 63, not 64)", "not a whole number
+    (step 2: 9/2)", "numbers unused (9, 14)", "target missed (reached 49, not 62)".
 
     Example:
         >>> CountdownVerifier().verify_many([("9*7=63;63-1=62", "62 from 1, 7, 9")])[0].outcome
@@ -76,29 +76,29 @@ def _fault(steps: str, target: int, available: Counter[int]) -> str | None:
     for place, step in enumerate(steps.split(";"), start=1):
         match = _STEP.fullmatch(step)
         if match is None:
-            return f"not a step: {step[:40]!r}"
+            return f"not a step ({step[:40]!r})"
         left, sign, right, claimed = int(match[1]), match[2], int(match[3]), int(match[4])
         for number in (left, right):
             if not available[number]:
-                return f"{number} is not available"
+                return f"number not available ({number})"
             available[number] -= 1
-        fault = _arithmetic_fault(left, sign, right, claimed)
+        fault = _arithmetic_fault(f"step {place}", left, sign, right, claimed)
         if fault:
-            return f"step {place}: {fault}"
+            return fault
         available[claimed] += 1
     available[claimed] -= 1
     unused = sorted(available.elements())
     if unused:
-        return f"{', '.join(map(str, unused))} unused"
-    return None if claimed == target else f"reached {claimed}, not {target}"
+        return f"numbers unused ({', '.join(map(str, unused))})"
+    return None if claimed == target else f"target missed (reached {claimed}, not {target})"
 
 
-def _arithmetic_fault(left: int, sign: str, right: int, claimed: int) -> str | None:
+def _arithmetic_fault(place: str, left: int, sign: str, right: int, claimed: int) -> str | None:
     term = f"{left}{sign}{right}"
     if sign == "/":
         if right == 0 or left % right:
-            return f"{term} is not a whole number"
+            return f"not a whole number ({place}: {term})"
         value = left // right
     else:
         value = {"+": left + right, "-": left - right, "*": left * right}[sign]
-    return None if value == claimed else f"{term} is {value}, not {claimed}"
+    return None if value == claimed else f"wrong result ({place}: {term} is {value}, not {claimed})"

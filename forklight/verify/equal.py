@@ -1,15 +1,26 @@
 r"""Verifier for answers that are mathematical expressions."""
 
 import math
+import re
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Self
 
-from forklight.types import Outcome, Verdict
+from forklight.types import Outcome, Problem, Verdict
+from forklight.verify.classes import answer_classes
+from forklight.verify.copied import copied
 from forklight.verify.extract import WINDOW, after_thought, extract_box
 from forklight.verify.latex import clean
 from forklight.verify.limits import too_large
-from forklight.verify.process import WorkerFailed, WorkerProcess
+from forklight.verify.numbers import read_number
+from forklight.verify.pool import Reply, WorkerPool
+from forklight.verify.prose import marked_answer
 from forklight.verify.quick import quick
+
+# A gold of words around a formula: a worked solution without a box.
+_PROSE = re.compile(r"[a-z]{2,}\s+[A-Za-z]+[^$\\]*(?:\$|\\[(\[])[^$]*(?:\$|\\[)\]])")
 
 
 class _Judgement(NamedTuple):
@@ -18,15 +29,35 @@ class _Judgement(NamedTuple):
     extracted: str | None
 
 
+class _Gold(NamedTuple):
+    text: str
+    """In the common spelling, unless it is prose."""
+    prose: bool
+    """Whether it is a worked solution without a box, in which the answer has to be found."""
+
+
+class _Question(NamedTuple):
+    """What only a worker can decide."""
+
+    gold: str
+    answer: str
+    search: bool = False
+    """Whether `answer` is a whole text, in which the final answer has to be found."""
+    search_gold: bool = False
+    """Whether `gold` is such a text."""
+
+
 class MathVerifier:
-    r"""Judges whether the final answer of a text equals the gold, with Math-Verify in a process that can be killed.
+    r"""Judges whether the final answer of a text equals the gold, with Math-Verify in processes that can be killed.
 
     The path of an answer: the last box (`extract`), caps on its size (`limits`), one common spelling (`latex`), then
-    equal texts, numbers and words at once (`quick`), the rest in the worker process (`compare`, `expression`).
+    equal texts, numbers and words at once (`quick`), the rest in a worker process (`compare`, `expression`).
 
-    Reasons: "equal", "not equal"; wrong without a comparison: "no box", "box not closed", "empty box", "thought not
-    ended", "no answer found", "too large to be an answer (..)"; unjudged: "time limit 3.0 s", "memory limit 2.0 GiB",
-    "worker died (exit code ..)", "comparison failed (..)", "gold not understood".
+    Reasons of a right answer say what decided: "equal text", "equal number", "equal ratio", "equal words", "equal
+    choice", "equal expression". Wrong: "not equal"; without a comparison "no box", "box not closed", "empty box",
+    "thought not ended", "no answer found", "too large to be an answer (..)"; where the problem is known, "copied from
+    the problem". Unjudged: "time limit 3.0 s", "memory limit 2.0 GiB", "worker died (exit code ..)", "comparison failed
+    (..)", "gold not understood".
 
     Conventions, where tastes differ: a list without brackets may come in any order; 2/4 is 1/2; 50% is 50 as well as
     0.5; a unit or a number base counts only if both sides have one; `x = 5` answers the gold 5, `6 = 5` does not;
@@ -34,10 +65,14 @@ class MathVerifier:
     the gold, all else is exact.
 
     Args:
-        extraction: `box` takes the last `\boxed{}` or `\fbox{}` only. `any` lets Math-Verify search the text where
-            there is no box at all: for scoring what base models write. As a reward it pays for numbers found in prose.
-        timeout: Wall-clock limit for one answer in seconds. An answer that takes longer is `unjudged`.
-        memory_limit: Limit on the worker's memory in GiB.
+        extraction: `box` takes the last `\boxed{}` or `\fbox{}` only. `any` looks further where there is no box at all:
+            at a number behind "The answer is", "Answer:", "A:" or "####" on the last line, else wherever Math-Verify
+            finds one. For scoring what base models write; as a reward it pays for numbers found in prose.
+        timeout: Wall-clock limit for one answer in seconds, from when a worker has it. An answer that takes longer is
+            `unjudged`, and its worker is replaced.
+        memory_limit: Limit on a worker's memory in GiB.
+        workers: Worker processes; as many as the processors that this process may use if null, at most 8. They start
+            when an answer first needs one.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -50,7 +85,11 @@ class MathVerifier:
     """
 
     def __init__(
-        self, extraction: Literal["box", "any"] = "box", timeout: float = 3.0, memory_limit: float = 2.0
+        self,
+        extraction: Literal["box", "any"] = "box",
+        timeout: float = 3.0,
+        memory_limit: float = 2.0,
+        workers: int | None = None,
     ) -> None:
         if extraction not in ("box", "any"):
             raise ValueError(f"extraction must be 'box' or 'any', got {extraction!r}")
@@ -61,19 +100,58 @@ class MathVerifier:
                 or not (math.isfinite(value) and value > 0)
             ):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+            raise ValueError(f"workers must be at least 1, or null for one per processor, got {workers!r}")
         self.extraction = extraction
         self.timeout = float(timeout)
         self.memory_limit = float(memory_limit)
-        self._worker = WorkerProcess(memory=int(memory_limit * 2**30))
+        self.workers = workers
+        self._pool = WorkerPool("forklight.verify.service:math_service", size=workers, memory=int(memory_limit * 2**30))
 
     def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
         """Judges (answer text, gold) pairs, in order. Equal comparisons within one call are made once."""
-        known: dict[tuple[str, str], _Judgement] = {}
-        return [self._verify(answer, gold, known) for answer, gold in pairs]
+        looks: list[_Judgement | _Question] = []
+        seconds: list[float] = []
+        for text, gold in pairs:
+            start = time.perf_counter()
+            looks.append(self._look(text, gold))
+            seconds.append(time.perf_counter() - start)
+        askers: dict[_Question, int] = {}
+        for number, look in enumerate(looks):
+            if isinstance(look, _Question):
+                askers.setdefault(look, number)
+        replies = dict(zip(askers, self._ask(list(askers)), strict=True))
+        for question, first in askers.items():
+            seconds[first] += replies[question].seconds
+        judgements = (_read(look, replies[look]) if isinstance(look, _Question) else look for look in looks)
+        return [Verdict(*judgement, seconds=spent) for judgement, spent in zip(judgements, seconds, strict=True)]
+
+    def verify_answers(self, answers: list[tuple[str, Problem]]) -> list[Verdict]:
+        """Judges (answer text, problem) pairs, in order; an answer copied from its problem is wrong."""
+        verdicts = self.verify_many([(text, problem.answer) for text, problem in answers])
+        return [
+            replace(verdict, outcome="wrong", reason="copied from the problem")
+            if verdict.right and verdict.extracted and copied(verdict.extracted, problem.answer, problem.prompt)
+            else verdict
+            for verdict, (_, problem) in zip(verdicts, answers, strict=True)
+        ]
+
+    def classes(self, answers: Sequence[Sequence[str]]) -> list[list[int]]:
+        """Numbers mathematically equal answers of each list alike; see `answer_classes`. What is unjudged differs."""
+
+        def compare(pairs: list[tuple[str, str]]) -> list[bool]:
+            questions = [_Question(one, other) for one, other in pairs]
+            return [_read(*pair).outcome == "right" for pair in zip(questions, self._ask(questions), strict=True)]
+
+        return answer_classes(answers, compare)
+
+    def start(self) -> None:
+        """Begins to start the worker processes, and does not wait: a run does so while it loads its model."""
+        self._pool.start()
 
     def close(self) -> None:
-        """Ends the worker process. The verifier stays usable: the next comparison starts another."""
-        self._worker.close()
+        """Ends the worker processes. The verifier stays usable: the next comparison starts others."""
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -82,51 +160,69 @@ class MathVerifier:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"extraction": self.extraction, "timeout": self.timeout, "memory_limit": self.memory_limit}
+        return {name: getattr(self, name) for name in ("extraction", "timeout", "memory_limit", "workers")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # the copy gets a worker of its own, on first use
+        self.__init__(**state)  # type: ignore[misc]  # the copy gets workers of its own, on first use
 
-    def _verify(self, text: str, gold: str, known: dict[tuple[str, str], _Judgement]) -> Verdict:
-        start = time.perf_counter()
-        judgement = self._judge(text, gold, known)
-        return Verdict(*judgement, seconds=time.perf_counter() - start)
-
-    def _judge(self, text: str, gold: str, known: dict[tuple[str, str], _Judgement]) -> _Judgement:
-        wanted = _read_gold(gold)
+    def _look(self, text: str, gold: str) -> _Judgement | _Question:
+        """What the texts alone decide, or what is left to ask."""
+        wanted = _read_gold(gold, self.extraction == "any")
         if wanted is None:
             return _Judgement("unjudged", "gold not understood", None)
         answer, reason = extract_box(text)
-        search = self.extraction == "any" and reason == "no box"
-        if search:
-            answer = (after_thought(text) or "")[-WINDOW:]
+        if self.extraction == "any" and reason == "no box":
+            final = (after_thought(text) or "")[-WINDOW:]
+            answer = _marked_number(final)
+            if answer is None:
+                return _Question(wanted.text, final, search=True, search_gold=wanted.prose)
         if answer is None:
             return _Judgement("wrong", reason, None)
-        if not search:
-            large = too_large(answer)
-            if large:
-                return _Judgement("wrong", f"too large to be an answer ({large})", answer[:100])
-            decided = quick(wanted, clean(answer))
-            if decided is not None:
-                return _Judgement("right" if decided else "wrong", "equal" if decided else "not equal", answer)
-        key = (wanted, answer)
-        if key not in known:
-            known[key] = self._ask(wanted, answer, search)
-        return known[key]
+        large = too_large(answer)
+        if large:
+            return _Judgement("wrong", f"too large to be an answer ({large})", answer[:100])
+        decided = None if wanted.prose else quick(wanted.text, clean(answer))
+        if decided is None:
+            return _Question(wanted.text, answer, search_gold=wanted.prose)
+        if decided.equal:
+            return _Judgement("right", f"equal {decided.by}", answer)
+        return _Judgement("wrong", "not equal", answer)
 
-    def _ask(self, gold: str, answer: str, search: bool) -> _Judgement:
-        try:
-            reply = self._worker.ask({"gold": gold, "answer": answer, "search": search}, self.timeout)
-        except WorkerFailed as failure:
-            return _Judgement("unjudged", str(failure), None if search else answer)
-        return _Judgement(reply["outcome"], reply["reason"], reply["extracted"])
+    def _ask(self, questions: list[_Question]) -> list[Reply]:
+        return self._pool.run([question._asdict() for question in questions], self.timeout)
 
 
-def _read_gold(gold: str) -> str | None:
-    r"""The gold in the common spelling: its last box if it has one (a worked solution), else all of it."""
+def _read(question: _Question, reply: Reply) -> _Judgement:
+    """The judgement in a worker's reply."""
+    if reply.value is None:
+        return _Judgement("unjudged", reply.failure, None if question.search else question.answer)
+    return _Judgement(reply.value["outcome"], reply.value["reason"], reply.value["extracted"])
+
+
+def _marked_number(text: str) -> str | None:
+    """A plain number that the last line says is the answer."""
+    answer = marked_answer(text)
+    if answer is None or too_large(answer):
+        return None
+    return answer if read_number(clean(answer)) else None
+
+
+@lru_cache(maxsize=4096)
+def _read_gold(gold: str, search: bool) -> _Gold | None:
+    """A gold: its last box if it has one (a worked solution), else all of it.
+
+    Args:
+        gold: as the data set has it.
+        search: whether a gold of prose without a box may be searched for its answer.
+
+    Returns:
+        None if there is nothing in it, or more than fits an answer.
+    """
     answer, reason = extract_box(gold)
     if reason == "no box":
+        if search and _PROSE.search(gold):
+            return _Gold(gold, prose=True)
         answer = gold
     if answer is None or not answer.strip() or too_large(answer):
         return None
-    return clean(answer)
+    return _Gold(clean(answer), prose=False)

@@ -6,6 +6,7 @@ Math-Verify's verdict is checked behind: it compares to six decimal places absol
 
 import re
 from collections import Counter
+from itertools import product
 
 import sympy  # type: ignore[import-untyped]
 from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
@@ -17,6 +18,9 @@ from forklight.verify.structure import split_items
 # Units are taken off before (`split_unit`): Math-Verify's own table makes `2s` 2 and `a + b + c` unreadable.
 _NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
 _CONFIG = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=_NORMALIZATION)]
+MAX_SYMBOLS = 4
+"""Unknowns of two functions that are compared sign by sign."""
+
 _TOLERANCE = sympy.Float("1e-6", 50)
 _EXACT = sympy.Float("1e-40", 50)
 _JUXTAPOSED = re.compile(r"[0-9.]\s+[0-9]|[0-9]_|[^\x00-\x7f]")
@@ -49,7 +53,12 @@ def equal_values(gold: str, answer: str) -> bool:
         return _equal_matrices(wanted, found, answer, decimal)
     if _constant(wanted) and _constant(found):
         return _equal_constants(wanted, found, decimal)
-    return not _apart(wanted, found) and _verify(wanted, found)
+    return not _apart(wanted, found) and (_verify(wanted, found) or _equal_where_real(wanted, found))
+
+
+def readable(text: str) -> bool:
+    """Whether Math-Verify understands a text in the common spelling."""
+    return _parse(split_unit(text)[0]) is not None
 
 
 def near(value: str, decimal: str) -> bool:
@@ -77,7 +86,7 @@ def _parse(text: str) -> sympy.Basic | sympy.MatrixBase | None:
     )
     if not found:
         return None
-    value = found[0]
+    value = found[0].doit() if isinstance(found[0], sympy.MatrixExpr) else found[0]
     if isinstance(value, sympy.Expr | sympy.MatrixBase):
         if value.has(sympy.zoo, sympy.nan):
             return None
@@ -147,6 +156,32 @@ def _apart(gold: object, answer: object) -> bool:
         if _finite(wanted) and _finite(found) and abs(wanted - found) > _TOLERANCE * abs(wanted):
             return True
     return False
+
+
+def _equal_where_real(gold: object, answer: object) -> bool:
+    r"""Whether two functions of real numbers have the same domain and values: `\sqrt{1/n}` is `1/\sqrt{n}`.
+
+    Equal for positive numbers by SymPy; for the other signs it looks at some points, so `\sqrt{x^2}` is not `x`.
+    """
+    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
+        return False
+    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    if not 0 < len(symbols) <= MAX_SYMBOLS:
+        return False
+    positive = {symbol: sympy.Symbol(f"{symbol.name}_", positive=True) for symbol in symbols}
+    if sympy.simplify(gold.subs(positive) - answer.subs(positive)) != 0:
+        return False
+    for signs in product((1, -1), repeat=len(symbols)):
+        for numerator in (7, 19):
+            point = {
+                symbol: sign * sympy.Rational(numerator + place, 11)
+                for place, (symbol, sign) in enumerate(zip(symbols, signs, strict=True))
+            }
+            wanted, found = sympy.N(gold.subs(point), 30), sympy.N(answer.subs(point), 30)
+            real = [bool(value.is_real and value.is_finite) for value in (wanted, found)]
+            if real[0] != real[1] or (real[0] and abs(wanted - found) > _TOLERANCE * abs(wanted)):
+                return False
+    return True
 
 
 def _cases_differ(gold: str, answer: str) -> bool:

@@ -6,8 +6,10 @@ The rules, each of which closes a way to be paid for something else than one fin
 - The last box counts, braces matched, with blanks allowed between command and brace. If the last box is not closed,
   or has no brace, there is no answer; an earlier box does not step in.
 - Boxes that stand side by side, with nothing between them but blanks, separators and "and" / "or", are one list: for
-  the gold 5, `\boxed{6}, \boxed{5}` is wrong and `\boxed{5} ... \boxed{5}` is right. With any other text between them
-  only the last counts, so a corrected answer is read as its correction. Repeated boxes count once.
+  the gold 5, `\boxed{6}, \boxed{5}` is wrong and `\boxed{5} ... \boxed{5}` is right. So are boxes within one formula,
+  words in `\text{}` between them or not. With any other text between them only the last counts, so a corrected answer
+  is read as its correction. Repeated boxes count once.
+- A doubled backslash, `\\boxed`, is one that was escaped twice.
 - Only the last 20,000 characters are searched.
 """
 
@@ -17,7 +19,9 @@ from typing import NamedTuple
 WINDOW = 20_000
 """Characters at the end of the answer that are searched."""
 
-_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?P<open>\{?)|\\.|[{}]", re.DOTALL)
+_TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*(?P<open>\{?)|\\.|[{}]|\$\$?", re.DOTALL)
+_FORMULA = {r"\(": True, r"\[": True, r"\)": False, r"\]": False}
+_NO_WORDS = re.compile(r"(?:\\(?:text|mbox)\s*\{[^{}$\n]*\}|\\[A-Za-z]+|[^A-Za-z$\n]|[A-Za-z](?![A-Za-z]{2}))*+")
 _BETWEEN = re.compile(
     r"(?:[\s,;&$]|\\[,;:!()\[\]\\]|\\q?quad(?![A-Za-z])|(?:\\text\s*\{\s*)?\b(?:and|or)\b(?:\s*\})?)*+", re.IGNORECASE
 )
@@ -39,6 +43,8 @@ class _Box(NamedTuple):
     """Where the content begins."""
     end: int
     """Where the closing brace stands; -1 if the box is not closed."""
+    formula: int
+    """Number of the formula it stands in; 0 outside of formulas."""
 
 
 def after_thought(text: str) -> str | None:
@@ -73,10 +79,22 @@ def extract_box(text: str) -> Extraction:
     return Extraction(", ".join(contents), "")
 
 
+def box_contents(text: str) -> tuple[list[str | None], int]:
+    """The contents of all boxes in the order in which they begin, and where the last one ends.
+
+    Returns:
+        One text per box, None where it is not closed; and the place behind its closing brace, or the text's length.
+    """
+    boxes = _boxes(text)
+    contents = [text[box.content : box.end] if box.end >= 0 else None for box in boxes]
+    return contents, boxes[-1].end + 1 if boxes and boxes[-1].end >= 0 else len(text)
+
+
 def _boxes(text: str) -> list[_Box]:
     """All boxes in the order in which they begin, in one pass with a stack of open braces."""
     boxes: list[_Box] = []
     open_braces: list[int | None] = []  # the number of the box that the brace opens, None for a plain brace
+    formulas, inside = 0, False
     for token in _TOKEN.finditer(text):
         mark = token.group()
         if mark == "}":
@@ -85,23 +103,34 @@ def _boxes(text: str) -> list[_Box]:
                 boxes[number] = boxes[number]._replace(end=token.start())
         elif mark == "{":
             open_braces.append(None)
+        elif mark[0] == "$" or mark in _FORMULA:
+            inside = _FORMULA.get(mark, not inside)
+            formulas += inside
         elif token.group("open") is not None:
             if token.group("open"):
                 open_braces.append(len(boxes))
-            boxes.append(_Box(token.start(), token.end(), -1))
+            boxes.append(_Box(token.start(), token.end(), -1, formulas if inside else 0))
     return boxes
 
 
 def _last_contents(text: str, boxes: list[_Box]) -> list[str]:
-    """The distinct contents of the last box and of the boxes that stand side by side with it, in order."""
+    """The distinct contents of the last box and of the boxes that belong to it, in order."""
     contents: list[str] = []
-    following = len(text)
+    after: _Box | None = None
     for box in reversed(boxes):
-        adjacent = not contents or (0 <= box.end < following and _BETWEEN.fullmatch(text, box.end + 1, following))
-        if not adjacent:
+        if after is not None and not _belong(text, box, after):
             break
         content = text[box.content : box.end].strip()
         if content not in contents:
             contents.append(content)
-        following = box.start
+        after = box
     return contents[::-1]
+
+
+def _belong(text: str, box: _Box, after: _Box) -> bool:
+    """Whether a box and the one after it are one list."""
+    if not 0 <= box.end < after.start:
+        return False
+    if _BETWEEN.fullmatch(text, box.end + 1, after.start):
+        return True
+    return 0 < box.formula == after.formula and _NO_WORDS.fullmatch(text, box.end + 1, after.start) is not None

@@ -9,7 +9,7 @@ RELATIVE_TOLERANCE = Fraction(1, 10**6)
 """Of a decimal against the gold."""
 
 _INTEGER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)"
-_DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
+_DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+|0,[0-9]{{3,}})"
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?:"
     rf"(?P<whole>[0-9]+)?\s*\\frac\{{\s*(?P<minus>-?)\s*(?P<above>{_INTEGER})\s*\}}\{{\s*(?P<below>{_INTEGER})\s*\}}"
@@ -76,7 +76,10 @@ def read_number(text: str) -> Number | None:
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
-    part = {name: (value or "").replace(",", "") for name, value in match.groupdict().items()}
+    part = {name: value or "" for name, value in match.groupdict().items()}
+    if part["decimal"].startswith("0,"):  # no thousands: a decimal comma
+        part["decimal"] = part["decimal"].replace(",", ".")
+    part = {name: value.replace(",", "") for name, value in part.items()}
     exponent = part["power"] or part["digit"] or part["ten"] or part["ten_digit"] or "0"
     below = part["below"] or part["under"] or "1"
     if abs(int(exponent)) > 9999 or int(below) == 0:

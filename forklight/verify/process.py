@@ -1,152 +1,180 @@
-"""A worker process under a time limit and a memory limit, seen from the parent. Knows nothing of mathematics."""
+"""Worker processes under a time limit and a memory limit, seen from the parent. Knows nothing of mathematics."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
-import weakref
 from multiprocessing import Pipe
 from typing import Any
 
+from forklight.verify.messages import PID
+
 START_LIMIT = 120.0
-"""Seconds a worker may take to import its libraries. Not part of any answer's time."""
+"""Seconds that imports may take before a worker can serve. Not part of any answer's time."""
 
-_LOOK_EVERY = 0.02  # seconds between two looks at the worker's memory
-_GIB = 2**30
+LOOK_EVERY = 0.02
+"""Seconds between two looks at a worker's memory."""
 
-
-class WorkerFailed(Exception):
-    """The worker gave no reply to a request. The message says why, in the words of `Verdict.reason`."""
+GIB = 2**30
 
 
-class WorkerProcess:
-    """One worker process, started on first use and again after it had to be killed. Safe to use from any thread.
+class Nursery:
+    """The process that workers are forked from, so that they need not import anything. Does not wait for its start.
 
-    The process is a fresh interpreter (`python -m MODULE FD MEMORY`), not a fork: it imports neither the parent's
-    `__main__` nor torch, and holds none of its memory, files or CUDA contexts. No signal is used in the parent.
+    It is a fresh interpreter (`python -m forklight.verify.worker`), not a fork: it imports neither the parent's
+    `__main__` nor torch, and holds none of its memory, files or CUDA contexts. The parent uses no signal handlers.
 
     Args:
-        module: The module to run.
-        memory: Limit on the worker's resident memory in bytes.
+        service: what workers serve with: `module:function`, then that function's arguments.
+        memory: limit on each worker's resident memory in bytes.
+
     """
 
-    def __init__(self, module: str = "forklight.verify.worker", memory: int = 2 * _GIB) -> None:
-        self.module = module
+    def __init__(self, service: tuple[str, ...], memory: int) -> None:
         self.memory = memory
-        self._lock = threading.Lock()
-        self._running: _Running | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the worker, None while there is none."""
-        return None if self._running is None else self._running.process.pid
-
-    def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """Sends a request and waits for the reply.
-
-        Args:
-            request: JSON object.
-            timeout: Wall-clock limit in seconds, counted from the request, not from the start of the process.
-
-        Raises:
-            WorkerFailed: If the limit passed, the memory limit was exceeded or the process died. It is gone then.
-            RuntimeError: If the process cannot be started: a fault of the installation, not of a request.
-        """
-        with self._lock:
-            running = self._start()
-            try:
-                running.connection.send_bytes(json.dumps({**request, "timeout": timeout}).encode())
-                self._wait(running, timeout)
-                reply: dict[str, Any] = json.loads(running.connection.recv_bytes())
-            except (EOFError, OSError):
-                raise WorkerFailed(f"worker died (exit code {self._stop()})") from None
-            except BaseException:
-                self._stop()  # a late reply must not answer the next request
-                raise
-            return reply
-
-    def close(self) -> None:
-        """Ends the process. The next request starts another."""
-        with self._lock:
-            self._stop()
-
-    def _start(self) -> "_Running":
-        if self._running is not None and self._running.owner != os.getpid():
-            self._running = None  # after a fork: the process belongs to the parent
-        if self._running is None:
-            self._running = running = _Running(self.module, self.memory)
-            running.finalizer = weakref.finalize(self, running.stop)
-        return self._running
-
-    def _stop(self) -> int | None:
-        running, self._running = self._running, None
-        if running is None:
-            return None
-        running.finalizer.detach()
-        return running.stop()
-
-    def _wait(self, running: "_Running", timeout: float) -> None:
-        end = time.monotonic() + timeout
-        while not running.connection.poll(max(0.0, min(_LOOK_EVERY, end - time.monotonic()))):
-            if running.resident() > self.memory:
-                raise WorkerFailed(f"memory limit {self.memory / _GIB:.1f} GiB")
-            if time.monotonic() >= end:
-                raise WorkerFailed(f"time limit {timeout:.1f} s")
-
-
-class _Running:
-    """A started process and its socket."""
-
-    finalizer: "weakref.finalize[..., WorkerProcess]"
-    """Ends the process with its `WorkerProcess`, or at exit."""
-
-    def __init__(self, module: str, memory: int) -> None:
-        self.owner = os.getpid()
-        self.connection, theirs = Pipe()
+        self._owner = os.getpid()
+        self._socket, theirs = socket.socketpair()
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # what this process can import
             "PYTHONHASHSEED": "0",  # SymPy's order of sets, so that the same pair gets the same verdict in every run
         }
+        arguments = [str(theirs.fileno()), str(memory), *service]
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(memory)],
+                [sys.executable, "-P", "-m", "forklight.verify.worker", *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=environment,
             )
-        self._await_ready()
+        self._socket.settimeout(START_LIMIT)
+        self._ready = False
 
-    def _await_ready(self) -> None:
-        try:
-            ready = self.connection.poll(START_LIMIT) and self.connection.recv_bytes() == b"ready"
-        except (EOFError, OSError):
-            ready = False
-        except BaseException:
-            self.stop()
-            raise
-        if not ready:
-            raise RuntimeError(
-                f"the verifier's worker did not start (exit code {self.stop()}); its own message is on stderr. "
+    @property
+    def alive(self) -> bool:
+        """False if the process ended, or belongs to the parent of this one after a fork."""
+        return self._owner == os.getpid() and self.process.poll() is None
+
+    def fork(self) -> "Worker":
+        """A new worker; the first one waits until the nursery has imported what workers need.
+
+        Raises:
+            ChildProcessError: the nursery did not start, or is gone.
+        """
+        if not self._ready:
+            self._receive()
+            self._ready = True
+        ours, theirs = Pipe()
+        with theirs:
+            socket.send_fds(self._socket, [PID.pack(0)], [theirs.fileno()])
+            return Worker(self, self._receive(), ours)
+
+    def end(self, pid: int) -> int | None:
+        """Kills a worker that has not been ended before, and returns its exit code; None if the nursery is gone."""
+        if self._owner != os.getpid():
+            return None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # until it is asked for below, the number cannot be another process's
+        with contextlib.suppress(OSError):
+            self._socket.sendall(PID.pack(pid))
+            return self._receive()
+        return None
+
+    def stop(self) -> None:
+        """Kills the process."""
+        if self._owner != os.getpid():
+            return
+        self._socket.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def _receive(self) -> int:
+        """The nursery's next word: a process id or an exit code."""
+        message = self._socket.recv(PID.size, socket.MSG_WAITALL)
+        if len(message) < PID.size:
+            raise ChildProcessError(
+                "the verifier's worker processes did not start; their own message is on stderr. "
                 "Is math-verify installed?"
             )
+        number: int = PID.unpack(message)[0]
+        return number
 
-    def resident(self) -> int:
+
+class Worker:
+    """A process that serves one request at a time; busy from the start until it says that it is ready.
+
+    Args:
+        nursery: where it comes from.
+        pid: its process id.
+        connection: the way to it.
+    """
+
+    def __init__(self, nursery: Nursery, pid: int, connection: Any) -> None:
+        self.pid = pid
+        self.connection = connection
+        self.busy = True
+        self._nursery = nursery
+        self._started = False
+        self._limit = START_LIMIT
+        self._since = self._looked = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the present request was sent."""
+        return time.monotonic() - self._since
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the limit of the present request."""
+        return self._limit - self.seconds
+
+    def send(self, request: dict[str, Any], timeout: float) -> None:
+        """Hands over a request; its wall-clock limit counts from here.
+
+        Raises:
+            OSError: the process is gone.
+        """
+        self.busy, self._limit = True, timeout
+        self._since = self._looked = time.monotonic()
+        self.connection.send_bytes(json.dumps({**request, "timeout": timeout}).encode())
+
+    def receive(self) -> dict[str, Any] | None:
+        """The reply, when the connection has something to read; None for the word that the worker is ready.
+
+        Raises:
+            EOFError: the process is gone. Also OSError.
+        """
+        message = self.connection.recv_bytes()
+        self.busy = False
+        if not self._started:
+            self._started = True
+            return None
+        reply: dict[str, Any] = json.loads(message)
+        return reply
+
+    def over_limit(self) -> str | None:
+        """Which limit the present request has passed, in the words of `Verdict.reason`; None if none."""
+        if time.monotonic() - self._looked >= LOOK_EVERY:
+            self._looked = time.monotonic()
+            if self._resident() > self._nursery.memory:
+                return f"memory limit {self._nursery.memory / GIB:.1f} GiB"
+        return f"time limit {self._limit:.1f} s" if self.remaining <= 0 else None
+
+    def _resident(self) -> int:
         """Resident memory in bytes; 0 where the system does not show it (the worker's own limit stands there)."""
         try:
-            with open(f"/proc/{self.process.pid}/statm", "rb") as file:
+            with open(f"/proc/{self.pid}/statm", "rb") as file:
                 return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except (FileNotFoundError, IndexError):
             return 0
 
     def stop(self) -> int | None:
         """Kills the process and returns its exit code."""
-        if self.owner != os.getpid():
-            return None
         self.connection.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        return self.process.wait()
+        return self._nursery.end(self.pid)

@@ -4,6 +4,7 @@ Most answers of a run end here; the rest goes to the worker process, which start
 """
 
 import re
+from typing import NamedTuple
 
 from forklight.verify.numbers import read_number, same_number, split_unit
 
@@ -15,27 +16,41 @@ _LETTER_RUN = re.compile(r"[A-Za-z]{4}")
 _PROSE = re.compile(r"(?<![A-Za-z\\])(?:is|not|or|and|wrong|nor|but)(?![A-Za-z])|\([A-Z]\)")
 
 
-def quick(gold: str, answer: str) -> bool | None:
+class Decision(NamedTuple):
+    """What texts alone decide."""
+
+    equal: bool
+    by: str
+    """What was compared: `text`, `number`, `ratio`, `words`, `choice`, `digits` or `dots`."""
+
+
+def quick(gold: str, answer: str) -> Decision | None:
     r"""Compares two texts in the common spelling.
 
     Returns:
-        Whether they are equal; None if the texts alone do not tell.
+        Whether they are equal, and by what; None if the texts alone do not tell.
 
     Example:
-        >>> quick("5", r"5\text{ cm}"), quick("5", "6"), quick("(x+1)^2", "x^2+2x+1")
-        (True, False, None)
+        >>> quick("5", r"5\text{ cm}"), quick("(x+1)^2", "x^2+2x+1")
+        (Decision(equal=True, by='number'), None)
     """
     if not answer.isascii() and any(c.isdigit() and not c.isascii() for c in answer):
-        return False  # digits of other scripts, which Python and SymPy would read
+        return Decision(False, "digits")  # of other scripts, which Python and SymPy would read
     if _without_blanks(gold) == _without_blanks(answer):
-        return True
+        return Decision(True, "text")
     if r"\ldots" in gold or r"\ldots" in answer:
-        return False  # what the dots stand for cannot be compared
-    for decide in (_choice, _words, _quantity):
+        return Decision(False, "dots")  # what they stand for cannot be compared
+    for decide, name in ((_choice, "choice"), (_words, "words"), (_ratio, "ratio"), (_number, "number")):
         verdict = decide(gold, answer)
         if verdict is not None:
-            return verdict
+            return Decision(verdict, name)
     return None
+
+
+def is_plain(text: str) -> bool:
+    """Whether the text, in the common spelling, is a number, a ratio or words."""
+    value = split_unit(text)[0]
+    return read_number(value) is not None or bool(_RATIO.fullmatch(value) or _WORDS.fullmatch(text))
 
 
 def _without_blanks(text: str) -> str:
@@ -72,14 +87,24 @@ def _words(gold: str, answer: str) -> bool | None:
     return words[0] == words[1]
 
 
-def _quantity(gold: str, answer: str) -> bool | None:
-    """Numbers and ratios, with or without a unit; two different units differ."""
-    (wanted, wanted_unit), (found, found_unit) = split_unit(gold), split_unit(answer)
-    if _RATIO.fullmatch(wanted) and _RATIO.fullmatch(found):
-        same = [int(part) for part in wanted.split(":")] == [int(part) for part in found.split(":")]
-    else:
-        number, other = read_number(wanted), read_number(found)
-        if number is None or other is None:
-            return None
-        same = same_number(number, other)
-    return same and (not wanted_unit or not found_unit or wanted_unit == found_unit)
+def _ratio(gold: str, answer: str) -> bool | None:
+    """Ratios such as `3 : 4`, term by term."""
+    (wanted, unit), (found, other_unit) = split_unit(gold), split_unit(answer)
+    if not (_RATIO.fullmatch(wanted) and _RATIO.fullmatch(found)):
+        return None
+    same = [int(part) for part in wanted.split(":")] == [int(part) for part in found.split(":")]
+    return same and _units_agree(unit, other_unit)
+
+
+def _number(gold: str, answer: str) -> bool | None:
+    """Numbers, with or without a unit."""
+    (wanted, unit), (found, other_unit) = split_unit(gold), split_unit(answer)
+    number, other = read_number(wanted), read_number(found)
+    if number is None or other is None:
+        return None
+    return same_number(number, other) and _units_agree(unit, other_unit)
+
+
+def _units_agree(unit: str, other: str) -> bool:
+    """Two different units differ; a missing one is taken to be the other."""
+    return not unit or not other or unit == other

@@ -1,75 +1,88 @@
-"""The worker process of `MathVerifier`: `python -m forklight.verify.worker FD MEMORY`. Imports math-verify and SymPy.
+"""The nursery of worker processes: `python -m forklight.verify.worker FD MEMORY MODULE:FUNCTION [ARGUMENT ...]`.
 
-Requests and replies are JSON objects over the socket FD, each a length-prefixed message. The parent kills the worker
-when an answer takes too long or too much memory. Should the parent itself be gone by then, the alarm of the request
-ends the worker; an idle worker ends when the socket closes.
+It imports what workers need once, by calling the function with the arguments, which returns a `Service`; then it forks
+a worker for every socket that it is sent over the socket FD. So a worker that was killed is replaced in milliseconds.
+
+The parent kills the worker when an answer takes too long or too much memory. Should the parent itself be gone by then,
+the alarm of the request ends the worker; an idle worker, and the nursery, end when their socket closes.
 """
 
 import contextlib
+import gc
 import json
 import logging
 import os
+import pkgutil
 import resource
+import select
 import signal
+import socket
 import sys
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
 
-from math_verify import parse  # type: ignore[import-untyped]
+from forklight.verify.messages import PID, Serve, Service
 
-from forklight.verify.compare import equal
-from forklight.verify.expression import GoldNotUnderstood
-from forklight.verify.latex import clean
-from forklight.verify.limits import too_large
+PAUSE = 0.05
+"""Seconds without a request after which the nursery warms up."""
 
 ALARM_AFTER = 1.0
 """Seconds after the time limit at which a worker without a parent ends itself."""
 
 
 def main() -> None:
-    """Serves requests until the socket closes."""
-    connection, memory = Connection(int(sys.argv[1])), int(sys.argv[2])
+    """Nurses workers until the socket closes."""
+    descriptor, memory, function, *arguments = sys.argv[1:]
+    parent = socket.socket(fileno=int(descriptor))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the default action ends the process even inside a long C call
-    _limit_memory(2 * memory)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    equal(r"\sqrt{4}+x", "x+2")  # builds the parser's tables, so that no answer pays for them
+    service: Service = pkgutil.resolve_name(function)(*arguments)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        parent.sendall(PID.pack(os.getpid()))
+        _nurse(parent, service, int(memory))
+
+
+def _nurse(parent: socket.socket, service: Service, memory: int) -> None:
+    """Forks a worker for every socket, and tells how a worker ended for every process id."""
+    warm_ups = iter(service.warm_ups)
+    while True:
+        while not select.select([parent], [], [], PAUSE)[0] and (warm_up := next(warm_ups, None)):
+            warm_up()
+        message, descriptors, _, _ = socket.recv_fds(parent, PID.size, 1)
+        if not message:
+            return
+        if descriptors:
+            gc.collect()
+            gc.freeze()  # what a worker shares with the nursery stays shared
+            answer = os.fork()
+            if answer == 0:
+                parent.close()
+                _work(Connection(descriptors[0]), service.begin, memory)
+                os._exit(0)
+            os.close(descriptors[0])
+        else:
+            (pid,) = PID.unpack(message)
+            _, status = os.waitpid(pid, 0)
+            answer = os.waitstatus_to_exitcode(status)
+        parent.sendall(PID.pack(answer))
+
+
+def _work(connection: Connection, begin: Callable[[], Serve], memory: int) -> None:
+    """Serves requests until the socket closes."""
+    _limit_memory(2 * memory)
+    serve = begin()
     _silence()
-    connection.send_bytes(b"ready")
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        connection.send_bytes(b"ready")
         while True:
             request = json.loads(connection.recv_bytes())
             signal.setitimer(signal.ITIMER_REAL, request["timeout"] + ALARM_AFTER)
-            reply = answer(request)
+            reply = serve(request)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send_bytes(json.dumps(reply).encode())
-
-
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Judges one request: `{"gold": .., "answer": .., "search": bool}`, gold and answer in the common spelling.
-
-    With `search` the answer is a whole text, in which Math-Verify looks for the final answer first.
-    """
-    gold, text = request["gold"], request["answer"]
-    if request["search"]:
-        found = parse(text, parsing_timeout=None)
-        if not found or not isinstance(found[-1], str):
-            return {"outcome": "wrong", "reason": "no answer found", "extracted": None}
-        text = found[-1]
-    large = too_large(text)
-    if large:
-        return {"outcome": "wrong", "reason": f"too large to be an answer ({large})", "extracted": text[:100]}
-    try:
-        right = equal(gold, clean(text))
-    except GoldNotUnderstood:
-        return {"outcome": "unjudged", "reason": "gold not understood", "extracted": text}
-    except MemoryError:
-        return {"outcome": "unjudged", "reason": "memory limit", "extracted": text}
-    except Exception as error:  # SymPy raises almost any type on what it cannot handle
-        return {"outcome": "unjudged", "reason": f"comparison failed ({type(error).__name__})", "extracted": text}
-    return {"outcome": "right" if right else "wrong", "reason": "equal" if right else "not equal", "extracted": text}
 
 
 def _limit_memory(size: int) -> None:
@@ -79,7 +92,7 @@ def _limit_memory(size: int) -> None:
 
 
 def _silence() -> None:
-    """Sends what the parser prints to nowhere. Until here stderr is the parent's, to show why a start failed."""
+    """Sends what is printed to nowhere. Until here stderr is the parent's, to show why a start failed."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)

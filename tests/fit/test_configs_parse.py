@@ -17,9 +17,11 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = [path.relative_to(CONFIGS).as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
 CONTENTS = {name: expand(yaml.safe_load((CONFIGS / name).read_text())) for name in FILES}
 WHOLE = [name for name in FILES if "model" in CONTENTS[name] and not name.startswith("overlay/")]
+EVALS = [name for name in FILES if name.startswith("eval/")]
 RLVR = [name for name in WHOLE if CONTENTS[name]["model"]["class_path"] == "forklight.module.ForkGRPOModule"]
-OVERLAYS = [name for name in FILES if name not in WHOLE]
+OVERLAYS = [name for name in FILES if name not in (*WHOLE, *EVALS)]
 STACKS = [(name,) for name in WHOLE] + [("math/qwen3-1.7b.yaml", f"overlay/{name}.yaml") for name in ("gspo", "archer")]
+STACKS += [("math/qwen3-1.7b.yaml", name) for name in EVALS]
 """Every config alone, and overlays of other classes over one that has arguments of its own for the class before."""
 README = (CONFIGS / "README.md").read_text()
 
@@ -72,6 +74,17 @@ def test_a_config_arrives_whole(names, capsys):
 def test_a_config_is_for_all_verbs(verb, capsys):
     name = "math/qwen3-1.7b.yaml"
     assert lost(CONTENTS[name], parsed(capsys, verb, "--config", str(CONFIGS / name))) == []
+
+
+@pytest.mark.parametrize("name", EVALS)
+def test_a_config_of_benchmarks_replaces_the_sets_before(name, capsys):
+    stack = ("--config", str(CONFIGS / "countdown" / "grpo.yaml"), "--config", str(CONFIGS / name))
+    found = parsed(capsys, "validate", *stack)["data"]["init_args"]
+    sets = CONTENTS[name]["data"]["init_args"]["val"]
+    assert list(found["val"]) == list(found["test"]) == list(sets)
+    for key, given in found["val"].items():
+        assert given["source"]["init_args"]["name"] == key
+        assert given["seed"] == 0
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name.startswith("countdown/")])

@@ -126,5 +126,5 @@ def test_a_sampler_that_agrees_needs_no_correction(more, trained):
     plain, found = trained(HFSampler, "none", *more)[0], trained(HFSampler, "token_truncate", *more)[0]
     for tag in ("mismatch/ess_kept", "mismatch/ess_dropped"):
         assert found[tag] == pytest.approx([1.0] * 2, abs=1e-6)
-    assert found["train/policy_loss"] == pytest.approx(plain["train/policy_loss"], abs=1e-6)
+    assert found["train/policy_loss"] == pytest.approx(plain["train/policy_loss"], abs=1e-5)
     assert max(map(abs, plain["train/policy_loss"])) > 1e-3

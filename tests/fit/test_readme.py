@@ -1,15 +1,17 @@
 """README.md: its commands are valid, and its tables name what there is."""
 
+import inspect
 import re
 import shlex
 from dataclasses import fields
-from inspect import isabstract
+from inspect import isabstract, signature
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from toy_runs import curves, fit
 
+from forklight import verify
 from forklight.algo import objectives
 from forklight.algo.advantages import AdvantageName
 from forklight.algo.correction import Method
@@ -18,6 +20,7 @@ from forklight.algo.objective import Objective
 from forklight.algo.spec import PRESETS, ForkSelection
 from forklight.callbacks.startup import describe
 from forklight.cli import main
+from forklight.data.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -111,6 +114,41 @@ def test_every_overlay():
     assert sorted(names) == sorted(path.stem for path in (ROOT / "configs" / "overlay").glob("*.yaml"))
 
 
+def test_every_verifier_and_its_defaults():
+    for name, _, parameters in table("class in `forklight.verify`"):
+        defaults = {
+            key: str(parameter.default).replace("None", "null").replace("True", "true").replace("False", "false")
+            for key, parameter in signature(getattr(verify, name)).parameters.items()
+        }
+        given = dict(part.partition(" ")[::2] for part in parameters.split(", ") if part)
+        assert {key: value or str(inspect.Parameter.empty) for key, value in given.items()} == defaults, name
+    verifiers = {name for name in verify.__all__ if name.endswith("Verifier")} - {"Verifier"}
+    assert {row[0] for row in table("class in `forklight.verify`")} == verifiers
+
+
+def test_every_benchmark():
+    for name, problems, copy, verifier in table("`name`"):
+        facts = BENCHMARKS[name]
+        assert problems == " or ".join(map(str, facts.sizes))
+        assert copy == facts.hub.path
+        assert type(facts.verifier()).__name__ == verifier
+    assert [row[0] for row in table("`name`")] == list(BENCHMARKS)
+
+
+def test_the_reward_function_of_the_readme(tmp_path, monkeypatch):
+    """Copied out of the README, config and all, it trains."""
+    (code,) = re.findall(r"```python\n(# my_rewards\.py\n.*?)```", README, re.DOTALL)
+    (config,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(code)
+    (tmp_path / "rewards.yaml").write_text(config)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert len(code.splitlines()) + len(config.splitlines()) < 15
+    fit(tmp_path / "run", "--config", tmp_path / "rewards.yaml", "--model.rollout.dynamic_sampling", "false", steps=1)
+    found = curves(tmp_path / "run")
+    assert found["verify/reason/short_and_right"]
+    assert [value for _, value in found["verify/unjudged"]] == [0]
+
+
 def test_every_advantage_and_correction():
     advantages = [row[0].removesuffix(" (default)") for row in table("value | advantage")]
     assert sorted(advantages) == sorted(get_args(AdvantageName))
@@ -127,6 +165,13 @@ def test_every_curve_is_in_the_table(tmp_path):
     for tags, *_ in table("tag | what"):
         group, _, names = tags.partition("/")
         named |= {f"{group}/{name}" for name in names.split(", ")}
-    found = {**curves(tmp_path / "run"), **curves(tmp_path / "reward")}
+    found = {*curves(tmp_path / "run"), *curves(tmp_path / "reward")}
+    found = {re.sub(r"^(verify/(?:reason|rule|reward_length)/).*", r"\1...", tag) for tag in found}
+    scores = {tag.removeprefix("val/").removeprefix("<set>/") for tag in named if tag.startswith("val/")}
     assert {tag for tag in found if not tag.startswith(("time/", "val/"))} - named == set()
-    assert {tag for tag in named if tag.startswith(("train/", "fork/", "mismatch/"))} - set(found) == {"fork/entropy"}
+    found_scores = {tag.removeprefix("val/toy/") for tag in found if tag.startswith("val/toy/")}
+    found_scores = {re.sub(r"^(rule|reward_length)/.*", r"\1/...", tag) for tag in found_scores}
+    assert {re.sub(r"^(pass|maj)@\d+", r"\1@k", tag).replace("@2", "@n") for tag in found_scores} == scores
+    assert {tag for tag in named if tag.startswith(("train/", "fork/", "mismatch/", "verify/"))} - found == {
+        "fork/entropy"
+    }

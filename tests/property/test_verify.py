@@ -1,13 +1,16 @@
 import time
 from collections import Counter
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from forklight.verify import CountdownVerifier
+from forklight.verify import ChoiceVerifier, CountdownVerifier, FormatVerifier, IntegerVerifier, MathVerifier
+from forklight.verify.copied import copied
 from forklight.verify.extract import extract_box
 from forklight.verify.latex import clean
 from forklight.verify.limits import too_large
+from forklight.verify.prose import marked_answer
 from forklight.verify.quick import quick
 
 VERIFIER = CountdownVerifier()
@@ -98,7 +101,8 @@ def test_the_text_stages_take_any_text(gold, answer):
     extraction = extract_box(answer)
     assert (extraction.answer is None) == bool(extraction.reason)
     if too_large(gold) is None and too_large(answer) is None:
-        assert quick(clean(gold), clean(answer)) in (True, False, None)
+        decided = quick(clean(gold), clean(answer))
+        assert decided is None or decided.equal in (True, False)
 
 
 BALANCED = st.recursive(
@@ -116,6 +120,97 @@ def test_a_box_gives_back_its_content(before, content, after):
 @given(st.fractions(), st.integers(-6, 6).filter(bool))
 def test_plain_numbers_are_compared_exactly(value, shift):
     spellings = [f"{value.numerator}/{value.denominator}", rf"\frac{{{value.numerator}}}{{{value.denominator}}}"]
-    assert quick(clean(spellings[0]), clean(spellings[1])) is True
+    assert quick(clean(spellings[0]), clean(spellings[1])).equal
     other = value + shift
-    assert quick(clean(spellings[0]), clean(f"{other.numerator}/{other.denominator}")) is False
+    assert not quick(clean(spellings[0]), clean(f"{other.numerator}/{other.denominator}")).equal
+
+
+FRAGMENTS = [
+    *(r"\boxed{", r"\boxed{2}", r"\boxed{3}", r"\boxed{5}", "$", "2", "3", "5", "x", "i", "A", "B", "{", "}", "}{"),
+    *("=", ",", ";", " ", " or ", " and ", r"\text{", r"\text{or}", r"\phantom{", r"\mathrm{", r"\cancel{", r"\left"),
+    *(
+        "(",
+        ")",
+        "[",
+        "]",
+        r"\{",
+        r"\}",
+        "+",
+        "-",
+        "^",
+        "_",
+        "!",
+        r"\%",
+        "|",
+        ":",
+        "/",
+        r"\,",
+        r"\\",
+        "&",
+        "<",
+        ">",
+        "'",
+    ),
+    *(r"\pm ", r"\approx ", r"\in ", r"\cdot ", r"\frac{", r"\sqrt{", r"\ldots ", r"\le ", r"\cup ", r"\overline{"),
+]
+PIECES = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=7).map("".join)
+
+
+@pytest.fixture(scope="module")
+def math():
+    """Verifiers of boxes, and of answers anywhere."""
+    with MathVerifier(workers=1) as box, MathVerifier(extraction="any", workers=1) as anywhere:
+        yield box, anywhere
+
+
+@settings(max_examples=60)
+@given(PIECES)
+def test_no_answer_is_right_for_two_golds(math, text):
+    box, anywhere = math
+    shapes = [rf"\boxed{{{text}}}", rf"$\boxed{{2}} {text} \boxed{{3}}$", text]
+    for verifier, answer in [*((box, shape) for shape in shapes), (anywhere, f"The answer is {text}")]:
+        verdicts = verifier.verify_many([(answer, gold) for gold in ("2", "3", "5")])
+        assert sum(verdict.right for verdict in verdicts) <= 1, verdicts
+
+
+@given(PIECES | TEXT)
+def test_no_integer_and_no_choice_is_right_for_two_golds(text):
+    for extraction in ("box", "any"):
+        for answer in (rf"\boxed{{{text}}}", f"The answer is {text}", text):
+            integers = IntegerVerifier(extraction=extraction).verify_many([(answer, gold) for gold in ("2", "3", "5")])
+            choices = ChoiceVerifier(extraction=extraction).verify_many([(answer, gold) for gold in "ABCDE"])
+            assert sum(verdict.right for verdict in integers) <= 1
+            assert sum(verdict.right for verdict in choices) <= 1
+
+
+@given(
+    st.integers(0, 999),
+    st.integers(0, 999),
+    st.sampled_from(["{}", "0{}", "+{}", "{}.0", "${}$", r"{}\text{{ cm}}", "{}."]),
+)
+def test_whole_numbers_are_compared_exactly(gold, number, spelling):
+    answer = r"\boxed{" + spelling.format(number) + "}"
+    assert IntegerVerifier().verify_many([(answer, str(gold))])[0].right == (gold == number)
+
+
+@given(TEXT)
+def test_the_form_of_any_text_is_judged(text):
+    for verifier in (FormatVerifier(), FormatVerifier(box=False, thought=True), FormatVerifier(thought=True)):
+        verdict = verifier.verify_many([(text, "")])[0]
+        assert verdict.outcome in ("right", "wrong")
+        assert verdict.right == (verdict.reason == "form kept")
+
+
+@given(TEXT, st.text(alphabet="0123456789x+ ", min_size=1, max_size=20).filter(str.strip))
+def test_a_marked_answer_is_the_end_of_the_text(text, answer):
+    found = marked_answer(text)
+    assert found is None or text.rstrip().endswith(found)
+    assert marked_answer(f"{text}\nThe answer is {answer}") == answer.strip()
+
+
+@given(TEXT, TEXT, TEXT)
+def test_the_gold_itself_is_never_copied_and_nothing_from_nowhere(answer, gold, problem):
+    assume(not too_large(answer) and not too_large(gold))
+    assert not copied(gold, gold, problem + gold)
+    assert not copied(answer, gold, "")
+    assert copied(answer, gold, problem) in (True, False)

@@ -15,12 +15,18 @@ SIGNATURES = {
     logprobs.token_stats: "(hidden, weight, targets, temperature=1.0, entropy_temperature=None, entropy_grad=False)",
     logprobs.selected_logprob: "(hidden, weight, targets, rows, temperature=1.0)",
     advantages.group_advantages: "(rewards, *, scale='std', eps=1e-06)",
-    verify.MathVerifier: "(extraction='box', timeout=3.0, memory_limit=2.0)",
+    verify.MathVerifier: "(extraction='box', timeout=3.0, memory_limit=2.0, workers=None)",
     verify.CountdownVerifier: "()",
+    verify.IntegerVerifier: "(low=0, high=999, extraction='box')",
+    verify.ChoiceVerifier: "(choices='ABCDE', extraction='box')",
+    verify.FormatVerifier: "(box=True, thought=False, most_after_box=20)",
+    verify.WeightedVerifier: "(parts)",
+    verify.FunctionVerifier: "(function, right_from=1.0, timeout=3.0, memory_limit=2.0, workers=None)",
     metrics.pass_at_k: "(n, c, k)",
     metrics.PassAtK: "(k)",
     metrics.AvgAtK: "()",
-    metrics.MajAtK: "()",
+    metrics.MajAtK: "(k=None)",
+    metrics.paired_difference: "(a, b, *, confidence=0.95, resamples=10000, seed=0)",
 }
 
 

@@ -265,7 +265,7 @@ def test_draw_tells_the_log_softmax_of_the_token(dtype, tolerance, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 2**-24), ("float32", 2e-6)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 2**-24), ("float32", 1e-5)])
 def test_every_answer_tells_the_log_probabilities_of_a_plain_forward(path, dtype, tolerance, temperature):
     """Ragged prompts, rows that leave early; answers are kept in single precision, which float64 meets by rounding."""
     policy, lowest = load(path, dtype), 0.0

@@ -29,33 +29,33 @@ def test_right(answer, gold):
     [
         ("", "no steps"),
         ("  \n", "no steps"),
-        ("9*7=64;64-14=50", "step 1: 9*7 is 63, not 64"),
-        ("9*7=63;63-14=50", "step 2: 63-14 is 49, not 50"),
-        ("9*8=72;72-14=58", "8 is not available"),
-        ("9*7=63;63-7=56", "7 is not available"),
-        ("9*9=81", "9 is not available"),
-        ("9*7=63;63-14=49;49+63=112", "63 is not available"),
-        ("9*7=63", "14 unused"),
-        ("7+7=14", "7 is not available"),
-        ("7*7=49", "7 is not available"),
-        ("9+14=23;23+7=30", "reached 30, not 49"),
-        ("7/9=0", "step 1: 7/9 is not a whole number"),
-        ("7-9=2", "step 1: 7-9 is -2, not 2"),
-        ("7-9=-2", "not a step: '7-9=-2'"),
-        ("9*7=63;63-14=49;", "not a step: ''"),
-        (";9*7=63;63-14=49", "not a step: ''"),
-        ("9 * 7 = 63", "not a step: '9 * 7 = 63'"),
-        ("9*7=63\n;63-14=49", "not a step: '9*7=63\\n'"),
-        ("09*7=63;63-14=49", "not a step: '09*7=63'"),
-        ("٩*7=63;63-14=49", "not a step: '٩*7=63'"),
-        ("９*7=63;63-14=49", "not a step: '９*7=63'"),  # noqa: RUF001
-        ("+9*7=63;63-14=49", "not a step: '+9*7=63'"),
-        ("9**2=81", "not a step: '9**2=81'"),
-        ("9*7=63=63", "not a step: '9*7=63=63'"),
-        ("49", "not a step: '49'"),
-        ("The answer is 9*7=63;63-14=49", "not a step: 'The answer is 9*7=63'"),
-        ("9*7=63;63-14=49 \x00", "not a step: '63-14=49 \\x00'"),
-        ("9*7=" + "1" * 19, f"not a step: '9*7={'1' * 19}'"),
+        ("9*7=64;64-14=50", "wrong result (step 1: 9*7 is 63, not 64)"),
+        ("9*7=63;63-14=50", "wrong result (step 2: 63-14 is 49, not 50)"),
+        ("9*8=72;72-14=58", "number not available (8)"),
+        ("9*7=63;63-7=56", "number not available (7)"),
+        ("9*9=81", "number not available (9)"),
+        ("9*7=63;63-14=49;49+63=112", "number not available (63)"),
+        ("9*7=63", "numbers unused (14)"),
+        ("7+7=14", "number not available (7)"),
+        ("7*7=49", "number not available (7)"),
+        ("9+14=23;23+7=30", "target missed (reached 30, not 49)"),
+        ("7/9=0", "not a whole number (step 1: 7/9)"),
+        ("7-9=2", "wrong result (step 1: 7-9 is -2, not 2)"),
+        ("7-9=-2", "not a step ('7-9=-2')"),
+        ("9*7=63;63-14=49;", "not a step ('')"),
+        (";9*7=63;63-14=49", "not a step ('')"),
+        ("9 * 7 = 63", "not a step ('9 * 7 = 63')"),
+        ("9*7=63\n;63-14=49", "not a step ('9*7=63\\n')"),
+        ("09*7=63;63-14=49", "not a step ('09*7=63')"),
+        ("٩*7=63;63-14=49", "not a step ('٩*7=63')"),
+        ("９*7=63;63-14=49", "not a step ('９*7=63')"),  # noqa: RUF001
+        ("+9*7=63;63-14=49", "not a step ('+9*7=63')"),
+        ("9**2=81", "not a step ('9**2=81')"),
+        ("9*7=63=63", "not a step ('9*7=63=63')"),
+        ("49", "not a step ('49')"),
+        ("The answer is 9*7=63;63-14=49", "not a step ('The answer is 9*7=63')"),
+        ("9*7=63;63-14=49 \x00", "not a step ('63-14=49 \\x00')"),
+        ("9*7=" + "1" * 19, f"not a step ('9*7={'1' * 19}')"),
         ("1" * 1001, "too long (1001 characters)"),
     ],
 )
@@ -65,7 +65,7 @@ def test_wrong_with_the_first_fault(answer, reason):
 
 
 def test_division_by_zero_is_a_fault():
-    assert judge("5-5=0;5/0=0", "0 from 5, 5, 5").reason == "step 2: 5/0 is not a whole number"
+    assert judge("5-5=0;5/0=0", "0 from 5, 5, 5").reason == "not a whole number (step 2: 5/0)"
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,63 @@ from forklight.verify.extract import WINDOW, extract_box
         (r"<think>\boxed{5}</think> \boxed{6}", "6"),
         (r"\boxed{5}</think>\boxed{6}", "6"),
         (r"\boxedfoo{5} \boxed{6}", "6"),
+        (r"\\boxed{5}", "5"),
+        (r"\\boxed{\\frac{1}{2}}", r"\\frac{1}{2}"),
+        (r"\boxed{6} no: \\fbox{5}", "5"),
+        (r"\boxed{6}, \\boxed{5}", "6, 5"),
+        (r"\boxed{6 \boxed{5}", "5"),
+        (r"\boxed{5}}", "5"),
+        (r"\boxed{5} }{ \boxed{6}", "6"),
     ],
 )
 def test_the_last_box_is_the_answer(text, answer):
     assert extract_box(text) == (answer, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"$x = \boxed{5}, y = \boxed{6}$", "5, 6"),
+        (r"$$x = \boxed{5}, y = \boxed{6}$$", "5, 6"),
+        (r"\(x = \boxed{5}, y = \boxed{6}\)", "5, 6"),
+        (r"\[x = \boxed{5}, \quad y = \boxed{6}\]", "5, 6"),
+        ("\\[ \\boxed{5} + 1, 7 \\cdot \\boxed{6} \\]", "5, 6"),
+        (r"$\boxed{5} \text{ for the first part, and for the second } \boxed{6}$", "5, 6"),
+        (r"$\boxed{5} \mbox{ wins over } \boxed{6}$", "5, 6"),
+        (r"$x_1 = \boxed{5} < x_2 = \boxed{6} < x_3 = \boxed{7}$", "5, 6, 7"),
+        (r"$\boxed{6} = 2 \cdot 3$, so $\boxed{5} = a, \boxed{6} = b$", "5, 6"),
+        (r"It costs \$5: $\boxed{5} + \boxed{6}$", "5, 6"),
+    ],
+)
+def test_boxes_of_one_formula_are_one_list(text, answer):
+    assert extract_box(text) == (answer, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"$x = \boxed{5}$ but $y = \boxed{6}$",
+        r"$x = \boxed{5}$, $y = \boxed{6}$",
+        r"$$x = \boxed{5}$$ $$y = \boxed{6}$$",
+        r"\(x = \boxed{5}\), \(y = \boxed{6}\)",
+        r"\[\boxed{5}\] Wait. \[\boxed{6}\]",
+        r"$x = \boxed{5} wait \boxed{6}$",
+        r"x = \boxed{5} + \boxed{6}",
+        r"\$\boxed{5} + \boxed{6}\$",
+        "$x = \\boxed{5}\n y = \\boxed{6}$",
+    ],
+)
+def test_of_boxes_in_different_formulas_or_with_words_between_the_last_counts(text):
+    assert extract_box(text) == ("6", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\boxed{6, \boxed{5}}", r"\boxed{\boxed{5} \text{ or } 6}", r"\boxed{\boxed{5}6}", r"\boxed{6 = \boxed{5}}"],
+)
+def test_what_stands_beside_a_box_in_another_box_is_not_dropped(text):
+    """Outside of the inner box, but shown within the outer one: the answer is both."""
+    assert extract_box(text).answer != "5"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +111,32 @@ def test_no_answer_has_a_reason(text, reason):
 
 @pytest.mark.parametrize(
     "unit",
-    [r"\boxed{", "{", "}", r"\boxed", "\\boxed ", r"\boxed{}", " ", r"\boxed{1} and ", r"\text{", "</think>", "\\"],
+    [
+        *(
+            r"\boxed{",
+            "{",
+            "}",
+            r"\boxed",
+            "\\boxed ",
+            r"\boxed{}",
+            " ",
+            r"\boxed{1} and ",
+            r"\text{",
+            "</think>",
+            "\\",
+        ),
+        *(
+            "$",
+            r"$\boxed{1}",
+            r"\boxed{1}+",
+            r"$\boxed{1}+\boxed{2}$",
+            r"\(",
+            r"\text{a}",
+            "a",
+            r"\boxed{1}\text{",
+            r"\quad",
+        ),
+    ],
 )
 def test_work_is_linear_in_the_length(unit):
     text = r"\boxed{1}" + unit * (200_000 // len(unit)) + r"\boxed{2}"

@@ -4,6 +4,8 @@ import pytest
 
 from forklight.verify import MathVerifier, Verifier
 
+REASONS = {f"equal {by}" for by in ("text", "number", "ratio", "words", "choice", "expression")}
+
 
 @pytest.fixture(scope="module")
 def verifier():
@@ -19,7 +21,9 @@ def table(name):
 @pytest.mark.parametrize(("gold", "answer"), [*table("right.txt"), ("5", "5\u200b")])
 def test_right(verifier, gold, answer):
     verdict = verifier.verify_many([(rf"So it is $\boxed{{{answer}}}$.", gold)])[0]
-    assert (verdict.outcome, verdict.reason) == ("right", "equal")
+    assert verdict.outcome == "right"
+    assert verdict.reason in REASONS
+    assert verdict.reward == 1.0
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,27 @@ def test_right(verifier, gold, answer):
 def test_wrong(verifier, gold, answer):
     verdict = verifier.verify_many([(rf"So it is $\boxed{{{answer}}}$.", gold)])[0]
     assert verdict.outcome == "wrong"
+    assert verdict.reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "by"),
+    [
+        ("5", "5", "text"),
+        ("x^2+2x+1", "x^2 + 2x + 1", "text"),
+        (r"\dfrac{1}{2}", r"\frac12", "text"),
+        ("5", "5.0", "number"),
+        ("5", r"5\text{ cm}", "number"),
+        ("3:4", "3 : 04", "ratio"),
+        (r"\text{even}", "Even", "words"),
+        ("C", r"\text{(C)}", "choice"),
+        ("C", r"(C)\ 5", "choice"),
+        ("5", "x=5", "expression"),
+        ("x^2+2x+1", "(x+1)^2", "expression"),
+    ],
+)
+def test_the_reason_of_a_right_answer_says_what_decided(verifier, gold, answer, by):
+    assert verifier.verify_many([(rf"\boxed{{{answer}}}", gold)])[0].reason == f"equal {by}"
 
 
 @pytest.mark.parametrize(
@@ -122,8 +147,9 @@ def test_order_record_and_interface(verifier):
     ("name", "value"),
     [
         *(("timeout", value) for value in (0, -1.0, float("nan"), float("inf"), "3", None, True)),
-        ("memory_limit", 0),
-        ("extraction", "last"),
+        *(("memory_limit", value) for value in (0, -1, float("nan"), "2", None)),
+        *(("workers", value) for value in (0, -1, 1.5, True, "2")),
+        *(("extraction", value) for value in ("last", "", None)),
     ],
 )
 def test_faulty_arguments_are_refused(name, value):

@@ -12,6 +12,13 @@ CONVENTIONS = {
     "skyrl-aime-0009": "the label refuses a broken end-of-sequence token after the box; here the box counts",
     "qwen-example-0085": "the label is wrong: 10{,}000 is 10000",
 }
+CONVENTIONS_OF_ANY = {
+    "math-verify-0030": "the label wants inline formulas on one line",
+    "math-verify-0182": "the label was made with an option (allow_set_relation_comp false); -2 <= x <= 7 is [-2,7]",
+    "rllm-0006": "the label wants a box; here nothing is boxed and the last line says what the answer is",
+}
+REPEATED_OR_BOLD = {"adv-035", "adv-194"}
+"""`5 5 5 5` and `**5**` where there is no box: the last number counts."""
 SAME_BUT_FOR_UNIT_OR_ORDER = {
     ("120", r"120^\circ"),
     ("15", r"15\mbox{ cm}^2"),
@@ -64,28 +71,40 @@ def test_collected_cases(shared_data):
     assert wrong_positives(judged) <= set(CONVENTIONS)
     assert missed(judged) <= {
         "math-verify-0057",  # the gold is a page of prose without a box
-        "math-verify-0230",  # two boxes with words between them: the last counts
+        "math-verify-0210",  # the gold is a box that is not closed
         "math-verify-issues-0009",  # the gold is a sentence
     }
 
 
-def test_adversarial_cases(shared_data):
-    judged = judge(read(shared_data("adversarial_cases.jsonl")))
+@pytest.mark.slow
+def test_collected_cases_without_boxes(shared_data):
+    # One case takes two seconds by itself; a time limit there would not be a disagreement.
+    judged = judge(read(shared_data("verifier_cases.jsonl")), extraction="any", timeout=10.0)
+    agreed = sum(verdict.right == case["expected"] for case, verdict in judged)
+    assert agreed >= 0.97 * len(judged) > 300
+    assert wrong_positives(judged) <= set(CONVENTIONS) | set(CONVENTIONS_OF_ANY)
+
+
+@pytest.mark.parametrize(("extraction", "conventions"), [("box", set()), ("any", REPEATED_OR_BOLD)])
+def test_adversarial_cases(shared_data, extraction, conventions):
+    judged = judge(read(shared_data("adversarial_cases.jsonl")), extraction=extraction)
     assert len(judged) > 100
-    assert wrong_positives(judged) == set()
+    assert wrong_positives(judged) == conventions
     assert missed(judged) == set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extraction", ["box", "any"])
 def test_hostile_cases(shared_data, extraction):
-    cases = read(shared_data("hostile_cases.jsonl"))
-    judged = judge(cases, extraction=extraction, timeout=2.0)
+    judged = judge(read(shared_data("hostile_cases.jsonl")), extraction=extraction, timeout=1.0)
     assert len(judged) > 70
     assert wrong_positives(judged) == set()
-    assert all(verdict.seconds < 2.5 + 2.0 for _, verdict in judged)  # the limit, and the start of a new worker
+    assert {case["id"]: verdict.seconds for case, verdict in judged if verdict.seconds > 1.0 + 0.5} == {}
+    unjudged = {verdict.reason for _, verdict in judged if verdict.outcome == "unjudged"}
+    assert unjudged <= {"time limit 1.0 s", "memory limit 2.0 GiB"}
     if extraction == "box":
-        assert missed(judged) <= {"hostile-015"}  # a sum to 10^9: over the caps
+        # A sum to 10^9 is over the caps; 100000!/99999! takes half of the limit on a machine with nothing else to do.
+        assert missed(judged) <= {"hostile-015", "hostile-013"}
 
 
 @pytest.mark.slow

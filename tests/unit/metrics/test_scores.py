@@ -6,41 +6,23 @@ import textwrap
 
 import pytest
 import torch
+from answers import UIDS, answers, score
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forklight.metrics import (
-    AnswerMetric,
+    AnswerScores,
     AvgAtK,
     AvgStandardError,
     MajAtK,
     MeanLength,
     PassAtK,
     TruncatedShare,
-    answer_metrics,
+    UnjudgedShare,
     pass_at_k,
 )
+from forklight.metrics.scores import shown_k
 from forklight.types import Problem
-
-UIDS = [Problem.make(f"problem {number}", "0", "test").uid for number in range(12)]
-
-
-def answers(right, votes=None, truncated=None, length=None):
-    """Arguments of `update` after the uid; by default right answers are class 0, each wrong one is its own class."""
-    right = torch.tensor(right, dtype=torch.bool)
-    own = torch.arange(1, right.shape[1] + 1).expand_as(right)
-    return {
-        "right": right,
-        "votes": torch.where(right, 0, own) if votes is None else torch.tensor(votes),
-        "truncated": torch.zeros_like(right) if truncated is None else torch.tensor(truncated, dtype=torch.bool),
-        "length": torch.ones_like(own) if length is None else torch.tensor(length),
-    }
-
-
-def score(metric: AnswerMetric, right, **more) -> float:
-    metric.update(UIDS[: len(right)], **answers(right, **more))
-    return metric.compute().item()
-
 
 # pass@k
 
@@ -135,47 +117,19 @@ def test_pass_at_two():
 
 def test_truncated_share_and_length():
     assert score(TruncatedShare(), RIGHT, truncated=[[0, 0, 0, 1]] * 3) == 0.25
-    assert score(MeanLength(), RIGHT, length=[[1, 2, 3, 4], [5, 5, 5, 5], [0, 0, 0, 0]]) == pytest.approx(2.5)
+    length = [[1, 2, 3, 4], [5, 5, 5, 5], [0, 0, 0, 0]]
+    assert score(MeanLength(), RIGHT, length=length) == pytest.approx(2.5)
+    assert score(MeanLength("right"), RIGHT, length=length) == pytest.approx(8 / 3)  # 1, 2 and 5
+    assert score(MeanLength("wrong"), RIGHT, length=length) == pytest.approx(22 / 9)
+    assert math.isnan(score(MeanLength("right"), [[0, 0]]))
 
 
-@pytest.mark.parametrize(
-    ("right", "votes", "expected"),
-    [
-        pytest.param([1, 1, 0, 0, 0], [0, 0, 1, 2, 3], 1, id="most frequent is right"),
-        pytest.param([1, 1, 0, 0, 0], [0, 0, 1, 1, 1], 0, id="most frequent is wrong"),
-        pytest.param([1, 1, 0, 0, 0], [5, 5, 3, 3, -1], 1 / 2, id="two tied classes"),
-        pytest.param([1, 0, 0, 0, 0], [4, 3, 2, 1, 0], 1 / 5, id="all different"),
-        pytest.param([1, 0, 0, 0, 0], [7, -1, -1, -1, -1], 1, id="no answer cannot win"),
-        pytest.param([0, 0, 0, 0, 0], [-1, -1, -1, -1, -1], 0, id="no votes at all"),
-        pytest.param([1, 1, 1, 0, 0], [0, 0, 1, 1, 2], 3 / 4, id="a class judged right once of two times"),
-    ],
-)
-def test_majority(right, votes, expected):
-    assert score(MajAtK(), [right], votes=[votes]) == pytest.approx(expected)
-
-
-def test_majority_is_the_mean_over_problems():
-    assert score(MajAtK(), [[1, 1], [0, 0]], votes=[[0, 0], [0, 1]]) == pytest.approx(0.5)
-
-
-def brute_majority(right, votes):
-    classes = [vote for vote in set(votes) if vote >= 0]
-    most = max((votes.count(vote) for vote in classes), default=0)
-    tied = [
-        [r for r, v in zip(right, votes, strict=True) if v == vote] for vote in classes if votes.count(vote) == most
-    ]
-    return sum(sum(group) / len(group) for group in tied) / len(tied) if tied else 0.0
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(-1, 3)), min_size=1, max_size=9), st.randoms())
-def test_majority_equals_brute_force_in_any_order(pairs, random):
-    pairs = [(right and vote >= 0, vote) for right, vote in pairs]
-    right, votes = zip(*pairs, strict=True)
-    value = score(MajAtK(), [right], votes=[votes])
-    assert value == pytest.approx(brute_majority(right, votes))
-    random.shuffle(pairs)
-    shuffled_right, shuffled_votes = zip(*pairs, strict=True)
-    assert score(MajAtK(), [shuffled_right], votes=[shuffled_votes]) == pytest.approx(value)
+def test_unjudged_share():
+    metric = UnjudgedShare()
+    unjudged = torch.tensor([[True, False], [False, False]])
+    metric.update(UIDS[:2], **answers([[0, 1], [0, 0]]), unjudged=unjudged)
+    metric.update(UIDS[2:4], **answers([[0, 1], [0, 0]]))  # not given: none
+    assert metric.compute() == 1 / 8
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=12))
@@ -209,7 +163,7 @@ def test_the_first_answers_to_a_problem_count():
 @given(st.permutations(range(12)), st.integers(1, 12), st.lists(st.integers(0, 11), max_size=12))
 def test_order_batches_and_repeats_change_no_bit(order, size, repeats):
     rows = torch.arange(36).reshape(12, 3) % 7 < 3
-    collections = [answer_metrics(3), answer_metrics(3)]
+    collections = [AnswerScores(3), AnswerScores(3)]
     collections[0].update(UIDS, **answers(rows.tolist()))
     shown = [*order, *repeats]
     for start in range(0, len(shown), size):
@@ -217,7 +171,7 @@ def test_order_batches_and_repeats_change_no_bit(order, size, repeats):
         collections[1].update([UIDS[index] for index in part], **answers(rows[part].tolist()))
     whole, parts = (collection.compute() for collection in collections)
     assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert all(whole[name].equal(parts[name]) or (whole[name].isnan() and parts[name].isnan()) for name in whole)
 
 
 def test_a_single_uid_takes_one_row():
@@ -237,14 +191,14 @@ def test_reset_forgets():
 DISTRIBUTED = """
     import sys, torch
     import torch.distributed as dist
-    from forklight.metrics import answer_metrics
+    from forklight.metrics import AnswerScores
     from forklight.types import Problem
 
     rank, file = int(sys.argv[1]), sys.argv[2]
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     uids = [Problem.make(str(number), "", "").uid for number in range(3)]
     right = torch.tensor([[1, 1], [1, 0], [0, 0]], dtype=torch.bool)
-    metrics = answer_metrics(2)
+    metrics = AnswerScores(2)
     for shard in ([0, 2], [1, 0]), ([], [1]):  # padded: problem 0 is seen by both ranks; an empty batch on rank 0
         rows = shard[rank]
         votes = torch.where(right[rows], 0, 1)
@@ -276,31 +230,54 @@ def test_two_ranks_with_a_padded_shard(tmp_path):
 # The collection
 
 
-def test_collection_names_and_shared_states():
-    metrics = answer_metrics(8, prefix="val/aime24/")
+def test_names_and_values_of_all_scores():
+    metrics = AnswerScores(8)
     metrics.update(UIDS[:2], **answers([[1] * 8, [0] * 8]))
     values = metrics.compute()
     assert set(values) == {
-        f"val/aime24/{name}"
-        for name in (
-            "avg@8",
-            "avg@8_se",
-            "avg@8_se_decoding",
-            "maj@8",
-            "pass@2",
-            "pass@4",
-            "pass@8",
-            "truncated",
-            "length",
-        )
-    }
-    assert len(metrics.compute_groups) == 1
-    assert values["val/aime24/avg@8"] == 0.5
+        "avg@8", "avg@8_se", "avg@8_se_decoding", *(f"pass@{k}" for k in range(2, 9)), "maj@2", "maj@4", "maj@8",
+        "truncated", "unjudged", "length", "length_right", "length_wrong",
+    }  # fmt: skip
+    assert values["avg@8"] == values["maj@4"] == values["pass@3"] == 0.5
     assert all(value.dtype == torch.float64 and value.ndim == 0 for value in values.values())
 
 
-def test_collection_of_one_answer_has_only_what_one_answer_defines():
-    assert set(answer_metrics(1).keys()) == {"avg@1", "avg@1_se", "maj@1", "truncated", "length"}
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=6))
+def test_pass_at_every_k_equals_brute_force(right):
+    metrics = AnswerScores(5)
+    metrics.update(UIDS[: len(right)], **answers(right))
+    values = metrics.compute()
+    for k in range(2, 6):
+        chances = [
+            sum(map(any, subsets)) / len(subsets) for row in right if (subsets := list(itertools.combinations(row, k)))
+        ]
+        assert values[f"pass@{k}"].item() == pytest.approx(sum(chances) / len(right), abs=1e-12)
+
+
+def test_one_answer_has_only_what_one_answer_defines():
+    metrics = AnswerScores(1)
+    metrics.update(UIDS[:2], **answers([[1], [0]]))
+    assert set(metrics.compute()) == {
+        "avg@1", "avg@1_se", "truncated", "unjudged", "length", "length_right", "length_wrong",
+    }  # fmt: skip
+
+
+def test_scores_equal_the_single_classes():
+    right, length = [[1, 0, 1], [0, 0, 0], [1, 1, 1]], [[5, 9, 2], [4, 4, 4], [7, 1, 3]]
+    votes = [[0, 1, 0], [1, 1, 2], [0, 0, 0]]
+    metrics = AnswerScores(3)
+    metrics.update(UIDS[:3], **answers(right, votes=votes, length=length))
+    found = metrics.compute()
+    for name, single in {
+        "avg@3": AvgAtK(), "avg@3_se": AvgStandardError(), "pass@2": PassAtK(2), "maj@3": MajAtK(), "maj@2": MajAtK(2),
+        "length_right": MeanLength("right"), "length_wrong": MeanLength("wrong"),
+    }.items():  # fmt: skip
+        assert found[name].item() == score(single, right, votes=votes, length=length), name
+
+
+@pytest.mark.parametrize(("n", "shown"), [(1, []), (2, [2]), (3, [2, 3]), (8, [2, 4, 8]), (12, [2, 4, 8, 12])])
+def test_which_k_are_shown(n, shown):
+    assert shown_k(n) == shown
 
 
 # Refusals
@@ -341,7 +318,16 @@ def test_empty_evaluation_is_refused():
         metric.compute()
 
 
-@pytest.mark.parametrize("build", [lambda: PassAtK(0), lambda: AvgStandardError("seeds"), lambda: answer_metrics(0)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: PassAtK(0),
+        lambda: AvgStandardError("seeds"),
+        lambda: AnswerScores(0),
+        lambda: MajAtK(0),
+        lambda: MeanLength("long"),
+    ],
+)
 def test_bad_settings_are_refused(build):
-    with pytest.raises(ValueError, match=r"at least 1|at least one|must be 'problems'"):
+    with pytest.raises(ValueError, match=r"at least 1|at least one|must be 'problems'|must be 'all'"):
         build()

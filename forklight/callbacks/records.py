@@ -1,0 +1,29 @@
+"""Files of one JSON object per line that a resumed run can go on with."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Appends objects, and returns when they are on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Keeps the lines whose `step` is at most `step`; a line that a kill cut short goes too."""
+    if not path.is_file():
+        return
+    beside = path.with_suffix(".tmp")
+    with path.open() as old, beside.open("w") as new:
+        for line in old:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                new.write(line)
+    beside.replace(path)

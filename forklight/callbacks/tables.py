@@ -1,0 +1,59 @@
+"""Tables of scores, for the terminal and for TensorBoard."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from forklight.rollout.unusual import Unusual
+
+Scores = dict[str, dict[str, float]]
+"""Values by set and name."""
+
+HEADINGS = ("set", "updates", "n", "avg@n", "maj@n", "pass@n", "cut", "length")
+
+
+def score_table(evaluations: Sequence[tuple[int, Scores]]) -> Table:
+    """Scores by set and updates: shares in per cent, avg@n with its standard error; `cut` is the truncated share."""
+    table = Table()
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "set" else "right", no_wrap=True)
+    for row in _rows(evaluations):
+        table.add_row(*row)
+    return table
+
+
+def score_markdown(evaluations: Sequence[tuple[int, Scores]]) -> str:
+    """The same as Markdown."""
+    rows = [HEADINGS, ["---"] * len(HEADINGS), *_rows(evaluations)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def unusual_markdown(found: dict[str, list[Unusual]]) -> str:
+    """Answers as preformatted text, under what is unusual about them."""
+    parts = []
+    for name, items in found.items():
+        for answer, why in items:
+            text = answer.text if len(answer.text) <= 1500 else f"{answer.text[:700]}\n[..]\n{answer.text[-700:]}"
+            quoted = "\n".join(f"    {line}" for line in text.splitlines())
+            parts.append(f"{name}, {answer.problem.uid}, answer {answer.number}: {'; '.join(why)}\n\n{quoted}")
+    return "\n\n---\n\n".join(parts)
+
+
+def _rows(evaluations: Sequence[tuple[int, Scores]]) -> list[list[str]]:
+    names = dict.fromkeys(name for _, scores in evaluations for name in scores)
+    return [
+        [name, str(step), *_cells(scores[name])] for name in names for step, scores in evaluations if name in scores
+    ]
+
+
+def _cells(values: dict[str, float]) -> list[str]:
+    n = max(int(key.removeprefix("avg@")) for key in values if key.startswith("avg@") and "_" not in key)
+    error = values[f"avg@{n}_se"]
+    return [
+        str(n),
+        f"{100 * values[f'avg@{n}']:.1f} ± {100 * error:.1f} %",
+        f"{100 * values[f'maj@{n}']:.1f} %" if n > 1 else "",
+        f"{100 * values[f'pass@{n}']:.1f} %" if n > 1 else "",
+        f"{100 * values['truncated']:.1f} %",
+        f"{values['length']:.1f}",
+    ]

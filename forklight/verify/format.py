@@ -1,0 +1,72 @@
+"""Rewards for the form of an answer, whatever it says."""
+
+import re
+from collections.abc import Sequence
+
+from forklight.types import Verdict
+from forklight.verify.extract import box_contents
+
+_THOUGHT = re.compile(r"</?think>")
+
+
+class FormatVerifier:
+    r"""Judges the form of an answer; the gold is not read. A part of a `WeightedVerifier`, never a reward by itself.
+
+    Reasons: "form kept"; else the first fault: "no thought", "thought not ended", "more than one thought", "no box",
+    "box not closed", "empty box", "more than one box", "text after the box (.. characters)".
+
+    Args:
+        box: The answer ends in exactly one `\boxed{}` with something in it (after the thought, if there is one).
+        thought: The answer begins with `<think>`, and has one `</think>` with something behind it.
+        most_after_box: Characters that may follow the box.
+
+    Raises:
+        ValueError: If neither form is asked for, or the number is negative.
+
+    Example:
+        >>> FormatVerifier().verify_many([(r"So \boxed{5}.", ""), (r"\boxed{5} or \boxed{6}", "")])[1].reason
+        'more than one box'
+    """
+
+    def __init__(self, box: bool = True, thought: bool = False, most_after_box: int = 20) -> None:
+        if not (box or thought):
+            raise ValueError("ask for a form: box, thought or both")
+        if most_after_box < 0:
+            raise ValueError(f"most_after_box = {most_after_box} must not be negative")
+        self.box = box
+        self.thought = thought
+        self.most_after_box = most_after_box
+
+    def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
+        """Judges the texts of (answer text, gold) pairs, in order."""
+        faults = [self._fault(text) for text, _ in pairs]
+        return [Verdict("wrong", fault) if fault else Verdict("right", "form kept") for fault in faults]
+
+    def _fault(self, text: str) -> str | None:
+        marks = _THOUGHT.findall(text)
+        if self.thought or marks:
+            fault = _fault_of_thought(text, marks)
+            if fault and (self.thought or fault == "thought not ended"):
+                return fault
+        return self._fault_of_box(text.rpartition("</think>")[2]) if self.box else None
+
+    def _fault_of_box(self, final: str) -> str | None:
+        contents, end = box_contents(final)
+        if not contents:
+            return "no box"
+        if contents[-1] is None:
+            return "box not closed"
+        if not contents[-1].strip():
+            return "empty box"
+        if len(contents) > 1:
+            return "more than one box"
+        after = len(final[end:].strip())
+        return f"text after the box ({after} characters)" if after > self.most_after_box else None
+
+
+def _fault_of_thought(text: str, marks: Sequence[str]) -> str | None:
+    if not marks or marks[0] != "<think>" or not text.lstrip().startswith("<think>"):
+        return "no thought"
+    if "</think>" not in marks or not text.rpartition("</think>")[2].strip():
+        return "thought not ended"
+    return "more than one thought" if len(marks) != 2 else None

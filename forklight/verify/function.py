@@ -1,0 +1,126 @@
+"""A reward function of one's own, in processes that can be killed."""
+
+import math
+import pkgutil
+from collections.abc import Callable
+from typing import Any, Self
+
+from forklight.types import Outcome, Verdict
+from forklight.verify.messages import Serve, Service
+from forklight.verify.pool import Reply, WorkerPool
+
+RewardFunction = Callable[[str, str], float | bool]
+"""From (answer text, gold) to the reward: a number, or whether the answer is right."""
+
+
+class FunctionVerifier:
+    """Judges answers by a function of your own, which may hang, grow or raise: such an answer is unjudged.
+
+    The function runs in worker processes and is found there by its name, so it must stand in a module that can be
+    imported: no lambda, nothing in the script that was started. Reasons: the function's name; "time limit 3.0 s",
+    "memory limit 2.0 GiB", "worker died (exit code ..)", "the function failed (ValueError: ..)", "not a number (..)".
+
+    Args:
+        function: Takes (answer text, gold), returns True or False, or a finite number: the reward.
+        right_from: The smallest reward with which an answer counts as right, in scores and dynamic sampling.
+        timeout: Wall-clock limit for one answer in seconds.
+        memory_limit: Limit on a worker's memory in GiB.
+        workers: Worker processes; one per processor if null, at most 8.
+
+    Raises:
+        ValueError: If the function cannot be imported by its name, or a limit is not positive.
+
+    Example:
+        >>> FunctionVerifier(operator.eq)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        function: RewardFunction,
+        right_from: float = 1.0,
+        timeout: float = 3.0,
+        memory_limit: float = 2.0,
+        workers: int | None = None,
+    ) -> None:
+        if not (math.isfinite(timeout) and timeout > 0 and math.isfinite(memory_limit) and memory_limit > 0):
+            raise ValueError(f"timeout = {timeout} and memory_limit = {memory_limit} must be positive numbers")
+        self.path = f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+        if function.__module__ == "__main__" or not _is_found(self.path, function):
+            raise ValueError(f"the function {self.path} must be importable by this name from its module")
+        self.right_from = right_from
+        self.timeout = timeout
+        self.memory_limit = memory_limit
+        self.workers = workers
+        self._connect()
+
+    def _connect(self) -> None:
+        memory = int(self.memory_limit * 2**30)
+        self._pool = WorkerPool("forklight.verify.function:service", self.path, size=self.workers, memory=memory)
+
+    def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
+        """Judges (answer text, gold) pairs, in order."""
+        requests = [{"answer": text, "gold": gold} for text, gold in pairs]
+        return [self._verdict(reply) for reply in self._pool.run(requests, self.timeout)]
+
+    def _verdict(self, reply: Reply) -> Verdict:
+        failure = reply.failure if reply.value is None else reply.value["failure"]
+        if reply.value is None or failure:
+            return Verdict("unjudged", failure, seconds=reply.seconds)
+        reward = reply.value["reward"]
+        outcome: Outcome = "right" if reward >= self.right_from else "wrong"
+        name = self.path.partition(":")[2]
+        return Verdict(outcome, name, seconds=reply.seconds, score=reward, parts=((name, reward),))
+
+    def start(self) -> None:
+        """Begins to start the worker processes, and does not wait."""
+        self._pool.start()
+
+    def close(self) -> None:
+        """Ends the worker processes; the next answer starts others."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_pool"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
+
+
+def _is_found(path: str, function: RewardFunction) -> bool:
+    try:
+        return pkgutil.resolve_name(path) is function
+    except (ImportError, AttributeError, ValueError):
+        return False
+
+
+def service(path: str) -> Service:
+    """What a worker begins with: the import of the function's module, in every worker anew.
+
+    Args:
+        path: `module:name` of the user's function.
+    """
+
+    def begin() -> Serve:
+        function: RewardFunction = pkgutil.resolve_name(path)
+        return lambda request: _serve(function, request)
+
+    return Service(begin)
+
+
+def _serve(function: RewardFunction, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        reward = function(request["answer"], request["gold"])
+    except MemoryError:
+        return {"failure": "memory limit"}
+    except Exception as error:  # whatever the user's function raises
+        return {"failure": f"the function failed ({type(error).__name__}: {str(error)[:200]})"}
+    if not isinstance(reward, int | float) or not math.isfinite(reward):
+        return {"failure": f"not a number ({str(reward)[:50]!r})"}
+    return {"failure": "", "reward": float(reward)}

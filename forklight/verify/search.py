@@ -1,0 +1,64 @@
+r"""Finds the final answer in prose, where there is no box. Runs in the worker process only: the patterns can be slow.
+
+The places are Math-Verify's: behind "final answer is", behind "answer:", "answer", else the last formula or number. Its
+own reading of them is not used, as it goes through a text that has lost braces; the formula is taken as it was written.
+"""
+
+import re
+
+from math_verify import ExprExtractionConfig, LatexExtractionConfig  # type: ignore[import-untyped]
+from math_verify.parser import get_extraction_regexes  # type: ignore[import-untyped]
+
+from forklight.verify.expression import readable
+from forklight.verify.latex import clean
+from forklight.verify.limits import too_large
+from forklight.verify.quick import is_plain
+
+_PLACES = [LatexExtractionConfig(boxed_match_priority=-1), ExprExtractionConfig()]
+_PATTERNS = sorted(
+    ((priority, pattern) for patterns, _ in get_extraction_regexes(_PLACES) for pattern, priority in patterns),
+    key=lambda pair: pair[0],
+)
+_PARTS = ("first", *(f"next{number}" for number in range(1, 6)))
+
+
+def find_answer(text: str) -> str | None:
+    """The last readable answer at the first kind of place that has one; None if there is none.
+
+    Args:
+        text: what the model wrote after its thought.
+    """
+    unread = None
+    for priority in dict.fromkeys(priority for priority, _ in _PATTERNS):
+        matches = [match for rank, pattern in _PATTERNS if rank == priority for match in pattern.finditer(text)]
+        for match in sorted(matches, key=lambda match: (match.end(), -match.start()), reverse=True):
+            answer = _written(match)
+            if answer and _is_answer(answer):
+                return answer
+            unread = unread or answer
+    return unread
+
+
+def _is_answer(answer: str) -> bool:
+    if too_large(answer):
+        return True  # is judged as that, and not skipped for a smaller number before it
+    spelled = clean(answer)
+    return is_plain(spelled) or readable(spelled)
+
+
+def _written(match: re.Match[str]) -> str:
+    """What was matched, without the delimiters of formulas; formulas with "and" between them as a list."""
+    groups = {name: value for name, value in match.groupdict().items() if value}
+    formulas = []
+    for part in _PARTS:
+        formula = next((value for name, value in groups.items() if name.startswith(f"{part}_latex")), None)
+        if formula:
+            formulas.append(formula.strip() + (r"\%" if f"{part}_percent" in groups else ""))
+    if formulas:
+        return ", ".join(formulas)
+    if "expr" in groups:
+        return groups["expr"].strip()
+    whole = next((value for name, value in groups.items() if name.startswith("integer")), "")
+    fraction = next((value for name, value in groups.items() if name.startswith("decimal")), "")
+    number = whole.replace(" ", "").replace(",", "") + fraction.replace(",", ".")
+    return number + (r"\%" if "percent" in groups else "")
