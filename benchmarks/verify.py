@@ -65,8 +65,8 @@ CONVENTIONS_OF_ANY = {
     "rllm-0006": "prose counts where there is no box: that is what `any` is for",
 }
 SEED = 0
-EASY = [(r"\boxed{(x+1)^2}", "x^2+2x+1"), (r"\boxed{(x+2)^2}", "x^2+4x+4")]
-"""Two comparisons for which a worker is needed."""
+EASY = [(r"\sqrt{9}+x", "x+3"), (r"\sqrt{16}+x", "x+4")]
+"""Two comparisons that are easy, but need a worker."""
 
 
 def read(folder, name):
@@ -183,7 +183,7 @@ def throughput(folder, count, parts):
 
 def start_both(pool):
     """Returns when both workers of a pool have served a request."""
-    requests = [{"gold": gold, "answer": "(x+1)^2", "search": False, "search_gold": False} for _, gold in EASY]
+    requests = [{"gold": gold, "answer": answer, "search": False, "search_gold": False} for answer, gold in EASY]
     while pool.run(requests, 60.0) and any(worker.busy for worker in pool._workers):
         pass  # one is not ready yet
     pool.run(requests, 60.0)  # one for each
@@ -207,8 +207,31 @@ def start():
     }
 
 
-EXPLAINED = {}
-"""Pairs of golds of MATH-500 that are equal though written differently, in either order, and why."""
+EXPLAINED = {
+    frozenset(pair): why
+    for why, pairs in {
+        "spelled differently": [
+            (r"10,\!080", "10080"),
+            (r"2 \sqrt{5}", r"2\sqrt{5}"),
+            (r"\frac14", r"\frac{1}{4}"),
+        ],
+        "a unit may be missing": [("15", r"15\mbox{ cm}^2")],
+        "the signs of degrees and dollars are not read": [
+            ("120", r"120^\circ"),
+            ("30", r"30^\circ"),
+            ("36", r"36^\circ"),
+            ("36", r"\$36"),
+            (r"36^\circ", r"\$36"),
+            ("90", r"90^\circ"),
+        ],
+        "the base of a number may be missing": [("40", "40_9")],
+        "the name of a value may be missing": [("5", "x=5")],
+        "a list may come without its brackets": [("-2,1", "(-2,1)")],
+        "a list without brackets may come in any order": [("-2,1", "1,-2")],
+    }.items()
+    for pair in pairs
+}
+"""Why golds of MATH-500 that are written differently are equal: every pair of them that is judged so."""
 
 
 def golds(folder, count):

@@ -212,7 +212,7 @@ def judge_hostile(pairs, extraction):
         The verdicts, and the figures of this run by the names that the report has them under.
     """
     with Watched(extraction, timeout=LIMIT, workers=2) as verifier:
-        verifier.verify_many([(r"\boxed{(x+1)^2}", "x^2+2x+1"), (r"\boxed{(x+2)^2}", "x^2+4x+4")])
+        verifier.verify_many([(r"\boxed{\sqrt{9}+x}", "x+3"), (r"\boxed{\sqrt{16}+x}", "x+4")])
         threads, resident = threading.active_count(), memory(os.getpid(), "VmRSS")
         with pending_alarm(10_000) as untouched, peak_of_workers(verifier) as peak:
             verdicts = verifier.verify_many(pairs)

@@ -76,5 +76,7 @@ class Verdict:
 
     @property
     def reward(self) -> float:
-        """What the answer earns, before shaping."""
+        """What the answer earns, before shaping; nothing if it could not be judged."""
+        if self.outcome == "unjudged":
+            return 0.0
         return float(self.right) if self.score is None else self.score

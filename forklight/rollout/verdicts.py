@@ -30,7 +30,7 @@ def verdict_counts(verdicts: Sequence[Verdict]) -> dict[str, float]:
     given: dict[str, float] = defaultdict(float)
     for verdict in verdicts:
         for name, reward in verdict.parts or ((verdict.reason, verdict.reward),):
-            if reward > 0:
+            if reward > 0 and verdict.outcome != "unjudged":
                 given[slug(name)] += reward
     total = sum(given.values())
     return counts | {f"rule/{name}": value / total for name, value in _largest(given).items()}

@@ -18,6 +18,9 @@ Compare = Callable[[list[tuple[str, str]]], list[bool]]
 def answer_classes(lists: Sequence[Sequence[str]], compare: Compare) -> list[list[int]]:
     r"""Numbers mathematically equal answers of each list alike, from 0 on in order of first appearance.
 
+    An answer belongs to the first class all of whose members equal it, and the frequent ones come first: `50\%` may be
+    50 or 0.5, and joins the one that more answers gave, but does not make them one.
+
     Args:
         lists: extracted answers, in any spelling.
         compare: asked once, for the pairs that the texts alone do not decide.
@@ -27,45 +30,45 @@ def answer_classes(lists: Sequence[Sequence[str]], compare: Compare) -> list[lis
         [[0, 0, 1, 0]]
     """
     spelled = [[text if too_large(text) else clean(text) for text in texts] for texts in lists]
-    open_pairs: dict[tuple[str, str], bool] = {}
-    merged: list[dict[str, str]] = []
-    undecided: list[list[tuple[str, str]]] = []
-    for texts in spelled:
-        heads, pairs = _by_quick([text for text, _ in Counter(texts).most_common()])
-        merged.append(heads)
-        undecided.append(pairs)
-        open_pairs.update(dict.fromkeys(pairs, False))
-    open_pairs = dict(zip(open_pairs, compare(list(open_pairs)), strict=True))
+    known = [_by_quick(_ranked(texts)) for texts in spelled]
+    undecided = [pair for equal in known for pair, decided in equal.items() if decided is None]
+    # Both ways: what is read as a gold may be answered in more forms than the other way round.
+    both_ways = list(dict.fromkeys(way for pair in undecided for way in (pair, pair[::-1])))
+    asked = dict(zip(both_ways, compare(both_ways), strict=True))
     numbers = []
-    for texts, heads, pairs in zip(spelled, merged, undecided, strict=True):
-        for one, other in pairs:
-            if open_pairs[one, other]:
-                _join(heads, one, other)
-        found: dict[str, int] = {}
-        numbers.append([found.setdefault(_head(heads, text), len(found)) for text in texts])
+    for texts, equal in zip(spelled, known, strict=True):
+        same = {pair: asked[pair] or asked[pair[::-1]] if e is None else e for pair, e in equal.items()}
+        classes = _sorted(_ranked(texts), same)
+        found: dict[int, int] = {}
+        numbers.append([found.setdefault(classes[text], len(found)) for text in texts])
     return numbers
 
 
-def _by_quick(texts: list[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Each text's representative as far as texts alone tell, and the pairs of representatives to look at closer."""
-    heads = {text: text for text in texts}
-    unsure: list[tuple[str, str]] = []
-    for one, other in combinations((text for text in texts if not too_large(text)), 2):
-        decided = quick(one, other)
-        if decided is None:
-            unsure.append((one, other))
-        elif decided.equal:
-            _join(heads, one, other)
-    formulas = list(dict.fromkeys(text for pair in unsure for text in pair if _head(heads, text) == text))
-    compared = set(formulas[:MOST_FORMULAS])
-    return heads, [pair for pair in unsure if set(pair) <= compared]
+def _ranked(texts: list[str]) -> list[str]:
+    """The different texts, the most frequent first; in an order that does not depend on that of the answers."""
+    return [text for text, _ in sorted(Counter(texts).items(), key=lambda item: (-item[1], item[0]))]
 
 
-def _head(heads: dict[str, str], text: str) -> str:
-    while heads[text] != text:
-        text = heads[text]
-    return text
+def _by_quick(texts: list[str]) -> dict[tuple[str, str], bool | None]:
+    """What the texts alone say of each pair; None where SymPy is to be asked."""
+    found: dict[tuple[str, str], bool | None] = {}
+    for pair in combinations(texts, 2):
+        if any(map(too_large, pair)):
+            found[pair] = False
+            continue
+        decisions = quick(*pair), quick(*pair[::-1])
+        found[pair] = None if decisions == (None, None) else any(d is not None and d.equal for d in decisions)
+    formulas = list(dict.fromkeys(text for pair, decided in found.items() if decided is None for text in pair))
+    rare = set(formulas[MOST_FORMULAS:])
+    return {pair: False if decided is None and rare.intersection(pair) else decided for pair, decided in found.items()}
 
 
-def _join(heads: dict[str, str], one: str, other: str) -> None:
-    heads[_head(heads, other)] = _head(heads, one)
+def _sorted(texts: list[str], equal: dict[tuple[str, str], bool]) -> dict[str, int]:
+    """The class of every text."""
+    classes: list[list[str]] = []
+    for text in texts:
+        home = next((members for members in classes if all(equal[member, text] for member in members)), None)
+        if home is None:
+            classes.append(home := [])
+        home.append(text)
+    return {text: number for number, members in enumerate(classes) for text in members}

@@ -10,7 +10,7 @@ from itertools import pairwise
 from forklight.verify.expression import equal_values, near
 from forklight.verify.latex import unwrap_text
 from forklight.verify.numbers import read_number, split_unit
-from forklight.verify.quick import quick
+from forklight.verify.quick import is_words, quick
 from forklight.verify.structure import Items, is_name, split_items, split_relation
 
 MAX_ITEMS = 200
@@ -18,6 +18,7 @@ MAX_ITEMS = 200
 _SET_OR_RELATION = re.compile(r"\\(?:begin|cup|cap|setminus|mathbb|in|le|ge|ne)(?![A-Za-z])|[<>]|\\\{.*(?:\||\\mid|:)")
 _EQUALITIES = {"=", r"\approx"}
 _COMMAND = re.compile(r"\\[A-Za-z]+")
+_RUN = re.compile("[A-Za-z]{2}")
 _LETTER = re.compile("[A-Za-z]")
 _MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 
@@ -95,6 +96,8 @@ def _equal_lists(gold: Items, answer: Items) -> bool:
 def _equal_relations(gold: str, answer: str) -> bool:
     """Compares single values, either of which may stand in an equation `name = value`."""
     wanted, found = split_relation(gold), split_relation(answer)
+    if found.signs and is_words(gold) and _RUN.search(found.parts[0]):
+        return False  # of `No = Yes` neither is the name of the other
     if found.signs and not wanted.signs and set(found.signs) <= _EQUALITIES:
         return _equal_chain(gold, found.parts, found.signs)
     if wanted.signs and not found.signs and set(wanted.signs) <= _EQUALITIES:

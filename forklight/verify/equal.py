@@ -1,6 +1,5 @@
 r"""Verifier for answers that are mathematical expressions."""
 
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from forklight.verify.extract import WINDOW, after_thought, extract_box
 from forklight.verify.latex import clean
 from forklight.verify.limits import too_large
 from forklight.verify.numbers import read_number
-from forklight.verify.pool import Reply, WorkerPool
+from forklight.verify.pool import Reply, WorkerPool, check_limits
 from forklight.verify.prose import marked_answer
 from forklight.verify.quick import quick
 
@@ -93,15 +92,7 @@ class MathVerifier:
     ) -> None:
         if extraction not in ("box", "any"):
             raise ValueError(f"extraction must be 'box' or 'any', got {extraction!r}")
-        for name, value in (("timeout", timeout), ("memory_limit", memory_limit)):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not (math.isfinite(value) and value > 0)
-            ):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
-        if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-            raise ValueError(f"workers must be at least 1, or null for one per processor, got {workers!r}")
+        check_limits(timeout, memory_limit, workers)
         self.extraction = extraction
         self.timeout = float(timeout)
         self.memory_limit = float(memory_limit)

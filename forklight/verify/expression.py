@@ -26,6 +26,8 @@ _EXACT = sympy.Float("1e-40", 50)
 _JUXTAPOSED = re.compile(r"[0-9.]\s+[0-9]|[0-9]_|[^\x00-\x7f]")
 # What Math-Verify takes for the gamma function and for Euler's number, in another name.
 _MISREAD = [(re.compile(r"\\gamma(?![A-Za-z])"), r"\\varsigma"), (re.compile(r"(?<![A-Za-z\\])E(?=_)"), r"\\text{E}")]
+_GREEK = re.compile(r"\\([A-Za-z][a-z]+)")
+_MARK = re.compile(r"(?<=[A-Za-z)}])(?:'|\^\{?(?:\\prime|\\top|T|\*|\\dagger)\}?(?![A-Za-z0-9]))")
 _WORD_OR_COMMAND = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+")
 
 
@@ -46,7 +48,7 @@ def equal_values(gold: str, answer: str) -> bool:
     if wanted is None:
         raise GoldNotUnderstood(gold)
     found = _parse(answer)
-    if found is None or has_prose(answer) or _cases_differ(gold, answer):
+    if found is None or has_prose(answer) or _cases_differ(gold, answer) or _marks(gold) != _marks(answer):
         return False
     decimal = "." in gold or "." in answer
     if isinstance(wanted, sympy.MatrixBase):
@@ -186,8 +188,11 @@ def _equal_where_real(gold: object, answer: object) -> bool:
 
 def _cases_differ(gold: str, answer: str) -> bool:
     """Whether some letter is a capital in one text and small in the other."""
-    letters, others = (Counter(_WORD_OR_COMMAND.sub(" ", text)) for text in (gold, answer))
-    return any(
-        letter.isalpha() and letter not in others and letter.swapcase() in others and letter.swapcase() not in letters
-        for letter in letters
-    )
+    names, others = ({*_WORD_OR_COMMAND.sub(" ", text), *_GREEK.findall(text)} for text in (gold, answer))
+    swapped = {name: name[:1].swapcase() + name[1:] for name in names if name.isalpha()}
+    return any(name not in others and other in others and other not in names for name, other in swapped.items())
+
+
+def _marks(text: str) -> Counter[str]:
+    """Primes, transposes and stars of names, which Math-Verify does not read as such."""
+    return Counter(mark.strip("^{}").replace(r"\prime", "'") for mark in _MARK.findall(text))

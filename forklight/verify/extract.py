@@ -20,6 +20,8 @@ WINDOW = 20_000
 """Characters at the end of the answer that are searched."""
 
 _TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*(?P<open>\{?)|\\.|[{}]|\$\$?", re.DOTALL)
+_COMMAND = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*(?=\{)")
+_WHOLE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{(?P<content>.*)\}", re.DOTALL)
 _FORMULA = {r"\(": True, r"\[": True, r"\)": False, r"\]": False}
 _NO_WORDS = re.compile(r"(?:\\(?:text|mbox)\s*\{[^{}$\n]*\}|\\[A-Za-z]+|[^A-Za-z$\n]|[A-Za-z](?![A-Za-z]{2}))*+")
 _BETWEEN = re.compile(
@@ -68,7 +70,7 @@ def extract_box(text: str) -> Extraction:
     if final is None:
         return Extraction(None, "thought not ended")
     final = final[-WINDOW:]
-    boxes = _boxes(final)
+    boxes = _outermost(_boxes(final))
     if not boxes:
         return Extraction(None, "no box")
     if boxes[-1].end < 0:
@@ -113,6 +115,23 @@ def _boxes(text: str) -> list[_Box]:
     return boxes
 
 
+def _outermost(boxes: list[_Box]) -> list[_Box]:
+    """The boxes that stand in no other box."""
+    kept: list[_Box] = []
+    for box in boxes:
+        if not kept or kept[-1].end < box.start:
+            kept.append(box)
+    return kept
+
+
+def _unboxed(content: str) -> str:
+    r"""The content without the commands of boxes in it: `\boxed{5}` is 5, and of `6, \boxed{5}` nothing is lost."""
+    content = content.strip()
+    while (inner := _WHOLE.fullmatch(content)) and _boxes(content)[0].end == len(content) - 1:
+        content = inner["content"].strip()
+    return _COMMAND.sub("", content)
+
+
 def _last_contents(text: str, boxes: list[_Box]) -> list[str]:
     """The distinct contents of the last box and of the boxes that belong to it, in order."""
     contents: list[str] = []
@@ -120,7 +139,7 @@ def _last_contents(text: str, boxes: list[_Box]) -> list[str]:
     for box in reversed(boxes):
         if after is not None and not _belong(text, box, after):
             break
-        content = text[box.content : box.end].strip()
+        content = _unboxed(text[box.content : box.end])
         if content not in contents:
             contents.append(content)
         after = box

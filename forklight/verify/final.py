@@ -1,6 +1,5 @@
 """Verifiers of short final answers, which need no mathematics: a whole number, a letter."""
 
-import re
 import time
 from typing import Literal
 
@@ -10,11 +9,9 @@ from forklight.verify.latex import clean
 from forklight.verify.limits import too_large
 from forklight.verify.numbers import read_number, split_unit
 from forklight.verify.prose import marked_answer
+from forklight.verify.quick import read_choice
 
 Source = Literal["box", "any"]
-
-_INTEGER = re.compile(r"[0-9]+")
-_CHOICE = re.compile(r"\(?([A-Z])\)?(?:[.:)]?\s+.*|[.:])?", re.DOTALL)
 
 
 class IntegerVerifier:
@@ -74,8 +71,8 @@ class IntegerVerifier:
 class ChoiceVerifier:
     r"""Judges multiple-choice answers: one capital letter, `C`, `(C)`, `C.` or `(C) 5`, also inside of `\text{}`.
 
-    What stands behind the letter is not read. Reasons: "equal choice", "not equal", "not a choice", and those of a
-    missing box.
+    What stands behind the letter may be its value, but no prose and no other letter. Reasons: "equal choice", "not
+    equal", "not a choice", and those of a missing box.
 
     Args:
         choices: The letters there are.
@@ -117,11 +114,8 @@ class ChoiceVerifier:
         return Verdict(outcome, reason, answer, time.perf_counter() - start)
 
     def _letter(self, answer: str) -> str | None:
-        match = _CHOICE.fullmatch(clean(answer))
-        if match is None or match[1] not in self.choices:
-            return None
-        others = re.findall(r"(?<![A-Za-z\\])([A-Z])(?![A-Za-z])", clean(answer)[match.end(1) :])
-        return None if set(others) & set(self.choices) else match[1]
+        letter = read_choice(clean(answer))
+        return letter if letter and letter in self.choices else None
 
 
 def final_answer(text: str, extraction: Source) -> Extraction:

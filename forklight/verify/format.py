@@ -1,10 +1,9 @@
 """Rewards for the form of an answer, whatever it says."""
 
 import re
-from collections.abc import Sequence
 
 from forklight.types import Verdict
-from forklight.verify.extract import box_contents
+from forklight.verify.extract import after_thought, box_contents
 
 _THOUGHT = re.compile(r"</?think>")
 
@@ -12,8 +11,9 @@ _THOUGHT = re.compile(r"</?think>")
 class FormatVerifier:
     r"""Judges the form of an answer; the gold is not read. A part of a `WeightedVerifier`, never a reward by itself.
 
-    Reasons: "form kept"; else the first fault: "no thought", "thought not ended", "more than one thought", "no box",
-    "box not closed", "empty box", "more than one box", "text after the box (.. characters)".
+    Reasons: "form kept"; else the first fault: "thought not ended", "no thought", "nothing after the thought", "more
+    than one thought", "no box", "box not closed", "empty box", "more than one box", "text after the box (..
+    characters)".
 
     Args:
         box: The answer ends in exactly one `\boxed{}` with something in it (after the thought, if there is one).
@@ -43,12 +43,11 @@ class FormatVerifier:
         return [Verdict("wrong", fault) if fault else Verdict("right", "form kept") for fault in faults]
 
     def _fault(self, text: str) -> str | None:
-        marks = _THOUGHT.findall(text)
-        if self.thought or marks:
-            fault = _fault_of_thought(text, marks)
-            if fault and (self.thought or fault == "thought not ended"):
-                return fault
-        return self._fault_of_box(text.rpartition("</think>")[2]) if self.box else None
+        final = after_thought(text)
+        if final is None:
+            return "thought not ended"
+        fault = _fault_of_thought(text, final) if self.thought else None
+        return fault or (self._fault_of_box(final) if self.box else None)
 
     def _fault_of_box(self, final: str) -> str | None:
         contents, end = box_contents(final)
@@ -64,9 +63,10 @@ class FormatVerifier:
         return f"text after the box ({after} characters)" if after > self.most_after_box else None
 
 
-def _fault_of_thought(text: str, marks: Sequence[str]) -> str | None:
-    if not marks or marks[0] != "<think>" or not text.lstrip().startswith("<think>"):
+def _fault_of_thought(text: str, final: str) -> str | None:
+    marks = _THOUGHT.findall(text)
+    if not text.lstrip().startswith("<think>") or "</think>" not in marks:
         return "no thought"
-    if "</think>" not in marks or not text.rpartition("</think>")[2].strip():
-        return "thought not ended"
+    if not final.strip():
+        return "nothing after the thought"
     return "more than one thought" if len(marks) != 2 else None

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from forklight.types import Outcome, Verdict
 from forklight.verify.messages import Serve, Service
-from forklight.verify.pool import Reply, WorkerPool
+from forklight.verify.pool import Reply, WorkerPool, check_limits
 
 RewardFunction = Callable[[str, str], float | bool]
 """From (answer text, gold) to the reward: a number, or whether the answer is right."""
@@ -42,8 +42,9 @@ class FunctionVerifier:
         memory_limit: float = 2.0,
         workers: int | None = None,
     ) -> None:
-        if not (math.isfinite(timeout) and timeout > 0 and math.isfinite(memory_limit) and memory_limit > 0):
-            raise ValueError(f"timeout = {timeout} and memory_limit = {memory_limit} must be positive numbers")
+        check_limits(timeout, memory_limit, workers)
+        if not math.isfinite(right_from):
+            raise ValueError(f"right_from must be a finite number, got {right_from!r}")
         self.path = f"{function.__module__}:{getattr(function, '__qualname__', function)}"
         if function.__module__ == "__main__" or not _is_found(self.path, function):
             raise ValueError(f"the function {self.path} must be importable by this name from its module")
@@ -121,6 +122,10 @@ def _serve(function: RewardFunction, request: dict[str, Any]) -> dict[str, Any]:
         return {"failure": "memory limit"}
     except Exception as error:  # whatever the user's function raises
         return {"failure": f"the function failed ({type(error).__name__}: {str(error)[:200]})"}
-    if not isinstance(reward, int | float) or not math.isfinite(reward):
-        return {"failure": f"not a number ({str(reward)[:50]!r})"}
-    return {"failure": "", "reward": float(reward)}
+    try:
+        value = math.nan if isinstance(reward, str | bytes) else float(reward)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        return {"failure": f"not a number ({type(reward).__name__})"}
+    return {"failure": "", "reward": value}

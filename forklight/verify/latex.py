@@ -27,14 +27,16 @@ _RULES = [
     (r"(?<=[0-9])(?:\{,\}|\\[,;:])\s*(?=[0-9]{3}(?![0-9]))", ""),
     (r"\{,\}", ","),
     # layout
-    (r"\\!\s*|\\\$|\$|(?<!\\)\\[()\[\]]|\\phantom\s*\{[^{}]*\}", ""),
+    (r"\\!\s*|\\\$|\$|(?<!\\)\\[()\[\]]", ""),
+    (r"\\phantom\s*\{[^{}]*\}", " "),
     (rf"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits){_NOT_LETTER}\s?", ""),
     (rf"(?<!\\)\\[,;:> ]|~|\\q?quad{_NOT_LETTER}|\s+", " "),
     # synonyms
     (rf"\\[dtc]frac{_NOT_LETTER}", r"\\frac"),
+    (rf"\\[dt]binom{_NOT_LETTER}", r"\\binom"),
     (r"\\(?:text(?:normal|bf|it|rm)|mbox|mathrm|mathbf|mathit|boldsymbol|operatorname)\s*(?=\{)", r"\\text"),
     (r"\\text\s+\{", r"\\text{"),
-    (r"\\text\{\s*\}", ""),
+    (r"\\text\{\s*\}", " "),
     (r"\\text\{([ied])\}", r"\1"),
     (rf"\\(?:leq(?:slant)?|le){_NOT_LETTER}|<=", r"\\le "),
     (rf"\\(?:geq(?:slant)?|ge){_NOT_LETTER}|>=", r"\\ge "),

@@ -25,7 +25,10 @@ _BARE_UNITS = (
 _BARE_UNIT = re.compile(rf"(?<=[0-9}}\s])\s*(?P<text>{_BARE_UNITS})(?P<power>\^(?:[0-9]|\{{[0-9]\}}))?$")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _SENTENCE = """a about above and any approximately at below between but either except for if in is least less maybe mod
+dozen double e eight five four half hundred i million billion minus multiplied n nine one pi seven six squared cubed
+ten thousand three times trillion triple twelve twice two x y z zero
 more most neither no not or over plus than then times to under unless up when where with without wrong"""
+_SINGULAR = {"feet": "foot", "ft": "foot", "inches": "inch", "lbs": "lb", "hrs": "hr"}
 _NOT_UNITS = frozenset(_SENTENCE.split())
 
 
@@ -56,7 +59,7 @@ def split_unit(text: str) -> tuple[str, str]:
     words = match.group("text").lower().replace(".", "").split()
     if not 0 < len(words) <= 3 or not _NOT_UNITS.isdisjoint(words):
         return text, ""
-    singular = [{"feet": "foot", "ft": "foot", "inches": "inch"}.get(word, word.removesuffix("s")) for word in words]
+    singular = [_SINGULAR.get(word) or (word.removesuffix("s") if len(word) > 3 else word) for word in words]
     return text[: match.start()].strip(), "".join(singular) + (match.group("power") or "").strip("^{}")
 
 

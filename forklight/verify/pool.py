@@ -1,5 +1,6 @@
 """Worker processes side by side: requests in, replies out in the same order, whatever becomes of a worker."""
 
+import math
 import os
 import threading
 import weakref
@@ -55,6 +56,7 @@ class WorkerPool:
     def start(self) -> None:
         """Begins to start the processes, and does not wait: what is imported meanwhile need not be waited for later."""
         with self._lock:
+            self._drop_dead()
             self._nursery()
 
     def run(self, requests: Sequence[dict[str, Any]], timeout: float) -> list[Reply]:
@@ -115,24 +117,25 @@ class WorkerPool:
             for worker in [worker for worker in self._workers if worker.busy]:
                 over = worker.over_limit()
                 if over:
-                    self._drop(worker)
+                    self._workers.remove(worker)
+                    worker.kill()
                     finish(worker, None, over)
         return [replies[number] for number in range(len(requests))]
 
     def _nursery(self) -> Nursery:
-        """What workers are forked from; another one if it is gone."""
+        """What workers are forked from; another one if it is gone. Workers at work stay."""
         if self._nurseries and not self._nurseries[0].alive:
-            self._end()
+            self._nurseries.pop().stop()
         if not self._nurseries:
             self._nurseries.append(Nursery(self.service, self.memory))
         return self._nurseries[0]
 
     def _drop_dead(self) -> None:
-        """Forgets workers that ended since the last call: an idle one has nothing to say but that."""
-        for worker in [worker for worker in self._workers if not worker.busy and worker.connection.poll()]:
-            self._drop(worker)
-        if self._nurseries and not self._nurseries[0].alive:
+        """Forgets workers that ended since the last call, or belong to another process after a fork."""
+        if any(nursery.foreign or not nursery.alive for nursery in self._nurseries):
             self._end()
+        for worker in [worker for worker in self._workers if not worker.busy and worker.connection.poll()]:
+            self._drop(worker)  # an idle one has nothing to say but that it is gone
 
     def _end(self) -> None:
         _stop(self._workers, self._nurseries)
@@ -146,9 +149,23 @@ class WorkerPool:
         return [busy[connection] for connection in wait(list(busy), max(patience, 0.0))]
 
     def _drop(self, worker: Worker) -> str:
-        """Ends a worker, and says how it ended."""
+        """Forgets a worker that is gone, and says how it ended."""
         self._workers.remove(worker)
-        return f"worker died (exit code {worker.stop()})"
+        return f"worker died (exit code {worker.exit_code()})"
+
+
+def check_limits(timeout: float, memory_limit: float, workers: int | None) -> None:
+    """Refuses settings of a verifier that has a pool.
+
+    Raises:
+        ValueError: a limit is no positive number, or the number of workers no whole number above 0.
+    """
+    for name, value in (("timeout", timeout), ("memory_limit", memory_limit)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ValueError(f"workers must be at least 1, or null for one per processor, got {workers!r}")
 
 
 def default_size() -> int:
@@ -160,6 +177,6 @@ def default_size() -> int:
 def _stop(workers: list[Worker], nurseries: list[Nursery]) -> None:
     """Ends all processes, and empties the lists."""
     while workers:
-        workers.pop().stop()
+        workers.pop().kill()
     while nurseries:
         nurseries.pop().stop()

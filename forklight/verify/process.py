@@ -40,7 +40,7 @@ class Nursery:
         self._socket, theirs = socket.socketpair()
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # what this process can import
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # what this process can import
             "PYTHONHASHSEED": "0",  # SymPy's order of sets, so that the same pair gets the same verdict in every run
         }
         arguments = [str(theirs.fileno()), str(memory), *service]
@@ -54,11 +54,17 @@ class Nursery:
             )
         self._socket.settimeout(START_LIMIT)
         self._ready = False
+        self._killed: list[int] = []  # workers that the nursery has not heard of
+
+    @property
+    def foreign(self) -> bool:
+        """True after a fork: the process belongs to the parent of this one."""
+        return self._owner != os.getpid()
 
     @property
     def alive(self) -> bool:
-        """False if the process ended, or belongs to the parent of this one after a fork."""
-        return self._owner == os.getpid() and self.process.poll() is None
+        """False if the process ended."""
+        return self.foreign or self.process.poll() is None
 
     def fork(self) -> "Worker":
         """A new worker; the first one waits until the nursery has imported what workers need.
@@ -69,17 +75,24 @@ class Nursery:
         if not self._ready:
             self._receive()
             self._ready = True
+        while self._killed:
+            self.reap(self._killed.pop())
         ours, theirs = Pipe()
         with theirs:
             socket.send_fds(self._socket, [PID.pack(0)], [theirs.fileno()])
             return Worker(self, self._receive(), ours)
 
-    def end(self, pid: int) -> int | None:
-        """Kills a worker that has not been ended before, and returns its exit code; None if the nursery is gone."""
-        if self._owner != os.getpid():
+    def kill(self, pid: int) -> None:
+        """Kills a worker. Does not wait for the nursery, which may be warming up, to hear of it."""
+        if not self.foreign:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # until it is reaped, the number cannot be another process's
+            self._killed.append(pid)
+
+    def reap(self, pid: int) -> int | None:
+        """The exit code of a worker that ended by itself; None if the nursery is gone."""
+        if self.foreign:
             return None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # until it is asked for below, the number cannot be another process's
         with contextlib.suppress(OSError):
             self._socket.sendall(PID.pack(pid))
             return self._receive()
@@ -87,9 +100,10 @@ class Nursery:
 
     def stop(self) -> None:
         """Kills the process."""
-        if self._owner != os.getpid():
-            return
         self._socket.close()
+        if self.foreign:
+            self.process.returncode = 0  # not a child of this process, which so has nothing to wait for
+            return
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -174,7 +188,12 @@ class Worker:
         except (FileNotFoundError, IndexError):
             return 0
 
-    def stop(self) -> int | None:
-        """Kills the process and returns its exit code."""
+    def kill(self) -> None:
+        """Ends the process at once."""
         self.connection.close()
-        return self._nursery.end(self.pid)
+        self._nursery.kill(self.pid)
+
+    def exit_code(self) -> int | None:
+        """Why the process is gone, after `receive` or `send` said so; None if nobody knows."""
+        self.connection.close()
+        return self._nursery.reap(self.pid)

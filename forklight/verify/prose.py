@@ -5,7 +5,7 @@ import re
 _LONGEST = 300
 _MARK = re.compile(
     r"(?:####|A\s*:|(?:so,?\s+|thus,?\s+|therefore,?\s+|hence,?\s+)?(?:the\s+)?(?:final\s+)?answer"
-    r"(?:\s+is\s*:?|\s*[:=]))\s*(?P<answer>\S.*)",
+    r"(?:\s+is(?:\s*:|(?=\s))|\s*[:=]))\s*(?P<answer>\S.*)",
     re.IGNORECASE,
 )
 
@@ -23,9 +23,9 @@ def marked_answer(text: str) -> str | None:
         >>> marked_answer("16 - 3 - 4 = 9\nThe answer is $18."), marked_answer("The answer is 5, I think.\nOr 6.")
         ('$18.', None)
     """
-    end = text[-_LONGEST:].rstrip()
-    line = end[end.rfind("\n") + 1 :].strip()
-    if len(line) == _LONGEST:
+    end = text.rstrip()
+    line = end[end.rfind("\n") + 1 :].lstrip()
+    if len(line) > _LONGEST:
         return None
     match = _MARK.fullmatch(line)
     return match["answer"] if match else None

@@ -10,7 +10,11 @@ from forklight.verify.numbers import read_number, same_number, split_unit
 
 _WORDS = re.compile(r"\\text\{([^{}]*)\}|([A-Za-z][A-Za-z ]*)")
 _CHOICE = re.compile(r"\(?([A-Z])\)?")
-_CHOICE_AND_VALUE = re.compile(r"\(([A-Z])\)\s*(.*)", re.DOTALL)
+_CHOICE_AND_VALUE = re.compile(
+    r"\\text\{\s*\(?([A-Z])\)?[.:]?\s*\}(.*)|\(([A-Z])\)(.*)|([A-Z])(?:[.:)](.*)|\s+([\\0-9(].*))?",
+    re.DOTALL,
+)
+_OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])[A-Z](?![A-Za-z])")
 _RATIO = re.compile(r"[0-9]+(?:\s*:\s*[0-9]+)+")
 _LETTER_RUN = re.compile(r"[A-Za-z]{4}")
 _PROSE = re.compile(r"(?<![A-Za-z\\])(?:is|not|or|and|wrong|nor|but)(?![A-Za-z])|\([A-Z]\)")
@@ -53,6 +57,12 @@ def is_plain(text: str) -> bool:
     return read_number(value) is not None or bool(_RATIO.fullmatch(value) or _WORDS.fullmatch(text))
 
 
+def is_words(text: str) -> bool:
+    r"""Whether the text is a word in `\text{}`, or letters enough to be one."""
+    match = _WORDS.fullmatch(text)
+    return match is not None and (match.group(1) is not None or bool(_LETTER_RUN.search(text)))
+
+
 def _without_blanks(text: str) -> str:
     return re.sub(r"(?<=[^A-Za-z0-9])\s+|\s+(?=[^A-Za-z0-9])", "", text)
 
@@ -62,14 +72,24 @@ def _choice(gold: str, answer: str) -> bool | None:
     wanted = _CHOICE.fullmatch(gold)
     if wanted is None:
         return None
-    found = _CHOICE.fullmatch(answer)
-    if found is None:
-        found = _CHOICE_AND_VALUE.fullmatch(answer)
-        if found is not None and _PROSE.search(found.group(2)):
-            return False
+    found = read_choice(answer)
     if found is not None:
-        return wanted.group(1) == found.group(1)
-    return False if len(answer) == 1 else None
+        return wanted.group(1) == found
+    return False if len(answer) == 1 or re.match(r"\([A-Z]\)", answer) else None
+
+
+def read_choice(answer: str) -> str | None:
+    r"""The letter of a multiple-choice answer in the common spelling: `C`, `(C)`, `C.`, `(C) 5`, `\text{C} 5`.
+
+    Returns:
+        None if it is none, or what stands behind the letter is prose or has another letter.
+    """
+    whole = re.fullmatch(r"\\text\{([^{}]*)\}", answer)
+    found = _CHOICE_AND_VALUE.fullmatch(whole.group(1).strip() if whole else answer)
+    if found is None:
+        return None
+    letter, value = (found[1] or found[3] or found[5]), (found[2] or found[4] or found[6] or found[7] or "")
+    return None if _PROSE.search(value) or _OTHER_CHOICE.search(value) else letter
 
 
 def _words(gold: str, answer: str) -> bool | None:

@@ -19,6 +19,12 @@ _PATTERNS = sorted(
     ((priority, pattern) for patterns, _ in get_extraction_regexes(_PLACES) for pattern, priority in patterns),
     key=lambda pair: pair[0],
 )
+_GOES_ON = re.compile(
+    r"[²³]|\s*[xyz](?![A-Za-z])|\s*(?:million|billion|trillion|thousand|hundred|dozen)\b"
+    r"|\s*(?:,|or|and|[-+*/^])\s*\$?-?[0-9]"
+)
+_EQUATION = re.compile(r"[A-Za-z]\S*[-+*/^0-9]\S*\s*=$|[0-9][-+*/^]?[A-Za-z]\S*\s*=$")
+_NUMBERS = ("integer1", "integer2", "integer3", "decimal3")
 _PARTS = ("first", *(f"next{number}" for number in range(1, 6)))
 
 
@@ -33,10 +39,26 @@ def find_answer(text: str) -> str | None:
         matches = [match for rank, pattern in _PATTERNS if rank == priority for match in pattern.finditer(text)]
         for match in sorted(matches, key=lambda match: (match.end(), -match.start()), reverse=True):
             answer = _written(match)
+            whole = _whole(text, match)
+            if whole is not None:
+                return whole
             if answer and _is_answer(answer):
                 return answer
             unread = unread or answer
     return unread
+
+
+def _whole(text: str, match: re.Match[str]) -> str | None:
+    """What stands there, if a number is only the beginning of it, or the right side of an equation; else None."""
+    groups = match.groupdict()
+    number = next((groups[name] for name in _NUMBERS if groups.get(name)), None)
+    if number is None:
+        return None
+    start = text.rindex(number, match.start(), match.end())
+    left = _EQUATION.search(text, max(0, start - 60), start)
+    if left:
+        return left.group() + text[start : match.end()]
+    return text[start : match.end() + 40].strip() if _GOES_ON.match(text, match.end()) else None
 
 
 def _is_answer(answer: str) -> bool:

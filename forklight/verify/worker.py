@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -64,10 +65,19 @@ def _nurse(parent: socket.socket, service: Service, memory: int) -> None:
                 os._exit(0)
             os.close(descriptors[0])
         else:
-            (pid,) = PID.unpack(message)
-            _, status = os.waitpid(pid, 0)
-            answer = os.waitstatus_to_exitcode(status)
+            answer = _reap(*PID.unpack(message))
         parent.sendall(PID.pack(answer))
+
+
+def _reap(pid: int) -> int:
+    """The exit code of a worker that has been killed, or ends by itself; one that does not is killed."""
+    for _ in range(20):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _work(connection: Connection, begin: Callable[[], Serve], memory: int) -> None:

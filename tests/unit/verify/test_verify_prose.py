@@ -177,8 +177,6 @@ def test_any_pays_for_nothing_else(verifier, text, gold):
         ("The answer is 5 million", "5"),
         ("The answer is 5 or 6", "5"),
         ("The answer is 5, 6", "5"),
-        ("The answer is 6 = 5", "5"),
-        ("$x = y = 6 = 5$", "5"),
     ],
 )
 def test_a_part_of_an_answer_is_not_the_answer(verifier, text, gold):
