@@ -88,17 +88,18 @@ FORMULAS = [
     lambda n: "\N{FULLWIDTH LEFT PARENTHESIS}" * n(16, 300) + "x" + "\N{FULLWIDTH RIGHT PARENTHESIS}" * 300,
     lambda n: ")" * n(20, 200) + "(" * 200 + "x",
 ]
-# What traps repeat, between bars: in a box, as a last line, as a text.
+# What traps repeat, between bars, around an @ if it has a middle: in a box, as a last line, as a text.
 PUMPS = r"""
 °|~|\,|\ | |\quad |²|⑳|½|ﷺ|…|√ |{,}|1{,}|1,000,|9,|.1|1.|1e|1e9 |1 |1 : |1/|-|+1|1+|(1|-(1|**1|1=|=|\text{ }|\text{a |
 \text|\text{and}|{\text|\mbox{x}|\phantom{|\left(|\left|\frac|\frac1|\frac{1}|\sqrt|\sqrt(|\binom1|\begin{matrix}|\{ |
-\{:|\}|\pm|\in |\degree |^\circ |^ |^{|^(|^x|!\!|!)| %| percent|_1|_{|<|\le|and|, and |or |a |cm |\|\\|{|}
+\{:|\}|\pm|\in |\degree |^\circ |^ |^{|^(|^x|!\!|!)| %| percent|_1|_{|<|\le|and|, and |or |a |cm |\|\\|{|}|
+(@)|[@]|\left(@\right)|\text{@}|\frac{1}{@}
 """
 TEXT_PUMPS = r"""
 \boxed{|\boxed|\boxed |\boxed{}|\boxed{6}|\boxed{6}, |\boxed{6} a b |\boxed{6} and and |\fbox{6}\text{|\\boxed{{|
 <think>|</think>|$|$$|$1|$1$ and |\(|\[|\(1\) | [1] |answer|answer is |answer: |answer = 1= |final answer is $1$ and |
 #### |
-A: |1 1 1|1 000 |1+ 1.|-1.1|€1|1%|=1|<think>1</think>
+A: |1 1 1|1 000 |1+ 1.|-1.1|€1|1%|=1|<think>1</think>|\boxed{@}|\fbox{ @ }|{@}
 """
 PUMPS, TEXT_PUMPS = ([pump for pump in pumps.replace("\n", "").split("|") if pump] for pumps in (PUMPS, TEXT_PUMPS))
 
@@ -129,7 +130,9 @@ def trap(n, number):
     places = [(r"\boxed{", "}", BOX), (r"\boxed{", "}", BOX), ("The answer is ", "", LINE)] if pump in PUMPS else []
     places += [("", "", TEXT), (r"$\boxed{6}", r"\boxed{9}$", TEXT), ("answer ", " 1", TEXT), ("", "\n1", TEXT)]
     before, behind, longest = places[n(0, min(2, len(places) - 1))]
-    return before + pump * ((longest - n(0, 9)) // len(pump)) + behind
+    left, middle, right = pump.partition("@")
+    count = (longest - n(0, 9)) // len(left + right)
+    return before + left * count + ("6" if middle else "") + right * count + behind
 
 
 def generated(count, seed=0):

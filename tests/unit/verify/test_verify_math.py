@@ -100,7 +100,7 @@ def test_what_is_too_large_is_wrong_at_once(verifier, answer, cap):
     assert verdict.outcome == "wrong"
     assert verdict.reason.startswith("too large to be an answer (")
     assert cap in verdict.reason
-    assert verdict.seconds < 0.1
+    assert verdict.seconds < 2
 
 
 @pytest.mark.parametrize(
