@@ -53,40 +53,12 @@ from forklight.types import Completion, Problem
 from forklight.verify import MathVerifier, judge
 from forklight.verify.pool import WorkerPool
 
-CONVENTIONS = {
-    "hendrycks-math-0002": "a list without brackets may come in any order",
-    "skyrl-aime-0004": "0.5 is 1/2",
-    "skyrl-aime-0009": "text behind the box is not read",
-    "qwen-example-0085": "the label is wrong: 10{,}000 is 10000",
-}
-CONVENTIONS_OF_ANY = {
-    "math-verify-0030": "a formula may span lines",
-    "math-verify-0182": "an interval may be answered by inequalities",
-    "rllm-0006": "prose counts where there is no box: that is what `any` is for",
-}
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from collected import CONVENTIONS, CONVENTIONS_OF_ANY, prediction, read
+
 SEED = 0
 EASY = [(r"\sqrt{9}+x", "x+3"), (r"\sqrt{16}+x", "x+4")]
 """Two comparisons that are easy, but need a worker."""
-
-
-def read(folder, name):
-    """The rows of a data file."""
-    with open(folder / f"{name}.jsonl", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def prediction(case):
-    """The answer of a case; long ones are written as parts that repeat, or made here."""
-    if "prediction" in case:
-        return case["prediction"]
-    if "prediction_parts" in case:
-        return "".join(part if isinstance(part, str) else part[0] * part[1] for part in case["prediction_parts"])
-    rows = ["&".join(f"a_{{{row},{column}}}" for column in range(30)) for row in range(30)]
-    made = {
-        "hostile-044": ",".join(map(str, range(10_000))),
-        "hostile-054": r"\begin{pmatrix}" + r"\\".join(rows) + r"\end{pmatrix}",
-    }
-    return rf"\boxed{{{made[case['id']]}}}"
 
 
 def judged_right(cases, extraction, timeout=10.0):
@@ -98,8 +70,8 @@ def judged_right(cases, extraction, timeout=10.0):
 
 def collected(folder):
     """Collected cases, by both extractions."""
-    labelled, adversarial = read(folder, "verifier_cases"), read(folder, "adversarial_cases")
-    slow = read(folder, "hostile_cases")
+    labelled, adversarial = read(folder / "verifier_cases.jsonl"), read(folder / "adversarial_cases.jsonl")
+    slow = read(folder / "hostile_cases.jsonl")
     right = {case["id"] for case in labelled + adversarial + slow if case["expected"]}
     by_any = judged_right(labelled, "any")
     boxed = judged_right(labelled + adversarial, "box") | judged_right(slow, "box", timeout=2.0)
@@ -116,7 +88,7 @@ def collected(folder):
 
 def hostile(folder, count):
     """Hostile answers, by both extractions: the worse of two figures, the sum of two counts."""
-    pairs = {prediction(case): (case["gold"], case["expected"]) for case in read(folder, "hostile_cases")}
+    pairs = {prediction(case): (case["gold"], case["expected"]) for case in read(folder / "hostile_cases.jsonl")}
     pairs |= {answer: (gold, False) for answer, gold in generated(count)}
     questions = [(answer, gold) for answer, (gold, _) in pairs.items()]
     report = {"hostile_answers": len(questions), "hostile_limit_s": LIMIT, "hostile_right": 0}
@@ -154,8 +126,8 @@ def timed(judge_rows, rows):
 
 def throughput(folder, count, parts):
     """Recorded solutions, by math-verify alone and by the pool."""
-    golds = {row["id"]: row["answer"] for row in read(folder, "gsm8k_test")}
-    rows = read(folder, "replay_gsm8k_openai")[:count]
+    golds = {row["id"]: row["answer"] for row in read(folder / "gsm8k_test.jsonl")}
+    rows = read(folder / "replay_gsm8k_openai.jsonl")[:count]
     speeds, right = defaultdict(list), defaultdict(list)
     with MathVerifier("any", workers=2) as verifier:
         sides = {
@@ -236,7 +208,7 @@ EXPLAINED = {
 
 def golds(folder, count):
     """Golds of MATH-500 against themselves and against each other."""
-    answers = [row["answer"] for row in read(folder, "math500")]
+    answers = [row["answer"] for row in read(folder / "math500.jsonl")]
     draw = random.Random(SEED)
     pairs = []
     while len(pairs) < count:
@@ -259,10 +231,11 @@ def golds(folder, count):
 def replay(folder):
     """Recorded solutions as the answers of an evaluation: judged, grouped and scored as a run does it."""
     problems = {
-        row["id"]: Problem.make(row["problem"], row["answer"], row["source"]) for row in read(folder, "gsm8k_test")
+        row["id"]: Problem.make(row["problem"], row["answer"], row["source"])
+        for row in read(folder / "gsm8k_test.jsonl")
     }
     by_model = defaultdict(list)
-    for row in read(folder, "replay_gsm8k_openai"):
+    for row in read(folder / "replay_gsm8k_openai.jsonl"):
         by_model[row["model"]].append((row["response"], problems[row["id"]]))
     scores = {}
     with MathVerifier("any", workers=2) as verifier:
@@ -304,6 +277,8 @@ def main():
     parser.add_argument("--data", type=Path, default=default, metavar="FOLDER", help="where the data files are")
     options = parser.parse_args()
     quick, folder = options.quick, options.data
+    if not (folder / "verifier_cases.jsonl").is_file():
+        parser.error(f"no verifier_cases.jsonl in {folder}: give --data or FORKLIGHT_TEST_DATA the folder of the data")
     torch.set_num_threads(1)
     parts = [
         start,

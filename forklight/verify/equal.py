@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 from forklight.types import Outcome, Problem, Verdict
 from forklight.verify.classes import answer_classes
@@ -14,7 +14,7 @@ from forklight.verify.extract import WINDOW, after_thought, extract_box
 from forklight.verify.latex import clean
 from forklight.verify.limits import too_large
 from forklight.verify.numbers import read_number
-from forklight.verify.pool import Reply, WorkerPool, check_limits
+from forklight.verify.pool import Reply, UsesWorkers, WorkerPool, check_limits
 from forklight.verify.prose import marked_answer
 from forklight.verify.quick import quick
 
@@ -46,7 +46,7 @@ class _Question(NamedTuple):
     """Whether `gold` is such a text."""
 
 
-class MathVerifier:
+class MathVerifier(UsesWorkers):
     r"""Judges whether the final answer of a text equals the gold, with Math-Verify in processes that can be killed.
 
     The path of an answer: the last box (`extract`), caps on its size (`limits`), one common spelling (`latex`), then
@@ -135,20 +135,6 @@ class MathVerifier:
             return [_read(*pair).outcome == "right" for pair in zip(questions, self._ask(questions), strict=True)]
 
         return answer_classes(answers, compare)
-
-    def start(self) -> None:
-        """Begins to start the worker processes, and does not wait: a run does so while it loads its model."""
-        self._pool.start()
-
-    def close(self) -> None:
-        """Ends the worker processes. The verifier stays usable: the next comparison starts others."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("extraction", "timeout", "memory_limit", "workers")}

@@ -3,17 +3,17 @@
 import math
 import pkgutil
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from forklight.types import Outcome, Verdict
 from forklight.verify.messages import Serve, Service
-from forklight.verify.pool import Reply, WorkerPool, check_limits
+from forklight.verify.pool import Reply, UsesWorkers, WorkerPool, check_limits
 
 RewardFunction = Callable[[str, str], float | bool]
 """From (answer text, gold) to the reward: a number, or whether the answer is right."""
 
 
-class FunctionVerifier:
+class FunctionVerifier(UsesWorkers):
     """Judges answers by a function of your own, which may hang, grow or raise: such an answer is unjudged.
 
     The function runs in worker processes and is found there by its name, so it must stand in a module that can be
@@ -71,20 +71,6 @@ class FunctionVerifier:
         outcome: Outcome = "right" if reward >= self.right_from else "wrong"
         name = self.path.partition(":")[2]
         return Verdict(outcome, name, seconds=reply.seconds, score=reward, parts=((name, reward),))
-
-    def start(self) -> None:
-        """Begins to start the worker processes, and does not wait."""
-        self._pool.start()
-
-    def close(self) -> None:
-        """Ends the worker processes; the next answer starts others."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_pool"}

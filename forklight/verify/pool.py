@@ -7,7 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from forklight.verify.process import GIB, LOOK_EVERY, Nursery, Worker
 
@@ -152,6 +152,26 @@ class WorkerPool:
         """Forgets a worker that is gone, and says how it ended."""
         self._workers.remove(worker)
         return f"worker died (exit code {worker.exit_code()})"
+
+
+class UsesWorkers:
+    """Base class of verifiers with a pool: it starts early, is closed by hand or by `with`, and is usable again."""
+
+    _pool: WorkerPool
+
+    def start(self) -> None:
+        """Begins to start the worker processes, and does not wait: a run does so while it loads its model."""
+        self._pool.start()
+
+    def close(self) -> None:
+        """Ends the worker processes. The verifier stays usable: the next answer that needs one starts others."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def check_limits(timeout: float, memory_limit: float, workers: int | None) -> None:

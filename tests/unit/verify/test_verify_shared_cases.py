@@ -1,22 +1,10 @@
 """The collected cases. A verifier used as a reward must not pay for a wrong answer: no case may be a wrong positive."""
 
-import json
-
 import pytest
+from collected import CONVENTIONS, CONVENTIONS_OF_ANY, prediction, read
 
 from forklight.verify import MathVerifier
 
-CONVENTIONS = {
-    "hendrycks-math-0002": "the label compares the order of a list without brackets; here it may come in any order",
-    "skyrl-aime-0004": "the label compares strings; 0.5 is 1/2",
-    "skyrl-aime-0009": "the label refuses a broken end-of-sequence token after the box; here the box counts",
-    "qwen-example-0085": "the label is wrong: 10{,}000 is 10000",
-}
-CONVENTIONS_OF_ANY = {
-    "math-verify-0030": "the label wants inline formulas on one line",
-    "math-verify-0182": "the label was made with an option (allow_set_relation_comp false); -2 <= x <= 7 is [-2,7]",
-    "rllm-0006": "the label wants a box; here nothing is boxed and the last line says what the answer is",
-}
 REPEATED_OR_BOLD = {"adv-035", "adv-194"}
 """`5 5 5 5` and `**5**` where there is no box: the last number counts."""
 SAME_BUT_FOR_UNIT_OR_ORDER = {
@@ -28,25 +16,6 @@ SAME_BUT_FOR_UNIT_OR_ORDER = {
     ("2,3,4", "2,4,3"),
 }
 UNBOXED = "no box"
-
-
-def read(path):
-    with open(path, encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def prediction(case):
-    if "prediction" in case:
-        return case["prediction"]
-    if "prediction_parts" in case:
-        return "".join(part if isinstance(part, str) else part[0] * part[1] for part in case["prediction_parts"])
-    made = {
-        "hostile-044": ",".join(map(str, range(10_000))),
-        "hostile-054": r"\begin{pmatrix}"
-        + r"\\".join("&".join(f"a_{{{row},{column}}}" for column in range(30)) for row in range(30))
-        + r"\end{pmatrix}",
-    }
-    return rf"\boxed{{{made[case['id']]}}}"
 
 
 def judge(cases, **arguments):
