@@ -77,18 +77,25 @@ def judged_of(line: Line) -> Judged:
 def votes_of(groups: Sequence[Group], verifier: Verifier) -> list[list[int]]:
     """The vote of every answer, for `MajAtK`: right ones are class 0, wrong ones are sorted by the verifier."""
     wrong = [
-        [verdict.extracted for verdict in group.verdicts if not verdict.right and verdict.extracted is not None]
-        for group in groups
+        [v.extracted for v in group.verdicts if v.outcome == "wrong" and v.extracted is not None] for group in groups
     ]
+    return [_votes(group, classes) for group, classes in zip(groups, sort_answers(verifier, wrong), strict=True)]
+
+
+def _votes(group: Group, classes: list[int]) -> list[int]:
+    """What could not be compared with the gold is not compared with other answers either: it goes by its text."""
+    numbers = iter(classes)
+    unjudged: dict[str, int] = {}
     votes = []
-    for group, classes in zip(groups, sort_answers(verifier, wrong), strict=True):
-        numbers = iter(classes)
-        votes.append(
-            [
-                0 if verdict.right else NO_ANSWER if verdict.extracted is None else 1 + next(numbers)
-                for verdict in group.verdicts
-            ]
-        )
+    for verdict in group.verdicts:
+        if verdict.right:
+            votes.append(0)
+        elif verdict.extracted is None:
+            votes.append(NO_ANSWER)
+        elif verdict.outcome == "wrong":
+            votes.append(1 + next(numbers))
+        else:
+            votes.append(1 + len(classes) + unjudged.setdefault(verdict.extracted, len(unjudged)))
     return votes
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from forklight.rollout.verdicts import slug
 from forklight.types import Problem, Verdict
-from forklight.verify.extract import box_contents
+from forklight.verify.extract import find_boxes
 
 RARE = 0.05
 """Share of the rewarded answers below which a rule is rare."""
@@ -66,11 +66,11 @@ def _signs(answer: Judged, rules: "Counter[str]", typical: float) -> list[str]:
     if verdict.extracted and len(verdict.extracted) > 20 + 3 * len(answer.problem.answer):
         signs.append(f"a box of {len(verdict.extracted)} characters for a gold of {len(answer.problem.answer)}")
     final = text.rpartition("</think>")[2]
-    boxes, end = box_contents(final)
-    if len(boxes) > 1:
-        signs.append(f"{len(boxes)} boxes")
-    if boxes and len(final) - end > 200:
-        signs.append(f"{len(final) - end} characters behind the box")
+    boxes = find_boxes(final)
+    if boxes.total > 1:
+        signs.append(f"{boxes.total} boxes")
+    if boxes.total and len(final) - boxes.end > 200:
+        signs.append(f"{len(final) - boxes.end} characters behind the box")
     if answer.tokens < typical / 8:
         signs.append(f"{answer.tokens} tokens, others have {typical:.0f}")
     if answer.truncated:

@@ -155,7 +155,9 @@ class MathVerifier(UsesWorkers):
                 return _Question(wanted.text, final, search=True, search_gold=wanted.prose)
         if answer is None:
             return _Judgement("wrong", reason, None)
-        large = too_large(answer)
+        large = too_large(answer) or too_large(
+            clean(answer)
+        )  # Unicode may hide powers and digits until it is spelled out
         if large:
             return _Judgement("wrong", f"too large to be an answer ({large})", answer[:100])
         decided = None if wanted.prose else quick(wanted.text, clean(answer))
@@ -197,7 +199,7 @@ def _read_gold(gold: str, search: bool) -> _Gold | None:
     """
     answer, reason = extract_box(gold)
     if reason == "no box":
-        if search and _PROSE.search(gold):
+        if search and _PROSE.search(gold[:2000]):
             return _Gold(gold, prose=True)
         answer = gold
     if answer is None or not answer.strip() or too_large(answer):

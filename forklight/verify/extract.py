@@ -21,7 +21,6 @@ WINDOW = 20_000
 
 _TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*(?P<open>\{?)|\\.|[{}]|\$\$?", re.DOTALL)
 _COMMAND = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*(?=\{)")
-_WHOLE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{(?P<content>.*)\}", re.DOTALL)
 _FORMULA = {r"\(": True, r"\[": True, r"\)": False, r"\]": False}
 _NO_WORDS = re.compile(r"(?:\\(?:text|mbox)\s*\{[^{}$\n]*\}|\\[A-Za-z]+|[^A-Za-z$\n]|[A-Za-z](?![A-Za-z]{2}))*+")
 _BETWEEN = re.compile(
@@ -70,26 +69,34 @@ def extract_box(text: str) -> Extraction:
     if final is None:
         return Extraction(None, "thought not ended")
     final = final[-WINDOW:]
-    boxes = _outermost(_boxes(final))
-    if not boxes:
+    boxes = _boxes(final)
+    outer = _outermost(boxes)
+    if not outer:
         return Extraction(None, "no box")
-    if boxes[-1].end < 0:
+    if boxes[outer[-1]].end < 0:
         return Extraction(None, "box not closed")
-    contents = _last_contents(final, boxes)
+    contents = _last_contents(final, boxes, outer)
     if not all(contents):
         return Extraction(None, "empty box")
     return Extraction(", ".join(contents), "")
 
 
-def box_contents(text: str) -> tuple[list[str | None], int]:
-    """The contents of all boxes in the order in which they begin, and where the last one ends.
+class Boxes(NamedTuple):
+    """The boxes of a text."""
 
-    Returns:
-        One text per box, None where it is not closed; and the place behind its closing brace, or the text's length.
-    """
+    total: int
+    last: str | None
+    """The content of the last one to begin; None if it is not closed, or there is none."""
+    end: int
+    """The place behind the last one; the text's length if there is none."""
+
+
+def find_boxes(text: str) -> Boxes:
+    """Counts the boxes of a text, nested ones too, and looks at the last one to begin."""
     boxes = _boxes(text)
-    contents = [text[box.content : box.end] if box.end >= 0 else None for box in boxes]
-    return contents, boxes[-1].end + 1 if boxes and boxes[-1].end >= 0 else len(text)
+    if not boxes or boxes[-1].end < 0:
+        return Boxes(len(boxes), None, len(text))
+    return Boxes(len(boxes), text[boxes[-1].content : boxes[-1].end], boxes[-1].end + 1)
 
 
 def _boxes(text: str) -> list[_Box]:
@@ -115,35 +122,36 @@ def _boxes(text: str) -> list[_Box]:
     return boxes
 
 
-def _outermost(boxes: list[_Box]) -> list[_Box]:
-    """The boxes that stand in no other box."""
-    kept: list[_Box] = []
-    for box in boxes:
-        if not kept or kept[-1].end < box.start:
-            kept.append(box)
+def _outermost(boxes: list[_Box]) -> list[int]:
+    """The numbers of the boxes that stand in no other box."""
+    kept: list[int] = []
+    for number, box in enumerate(boxes):
+        if not kept or boxes[kept[-1]].end < box.start:
+            kept.append(number)
     return kept
 
 
-def _unboxed(content: str) -> str:
-    r"""The content without the commands of boxes in it: `\boxed{5}` is 5, and of `6, \boxed{5}` nothing is lost."""
-    content = content.strip()
-    while (inner := _WHOLE.fullmatch(content)) and _boxes(content)[0].end == len(content) - 1:
-        content = inner["content"].strip()
-    return _COMMAND.sub("", content)
-
-
-def _last_contents(text: str, boxes: list[_Box]) -> list[str]:
-    """The distinct contents of the last box and of the boxes that belong to it, in order."""
-    contents: list[str] = []
-    after: _Box | None = None
-    for box in reversed(boxes):
-        if after is not None and not _belong(text, box, after):
+def _unboxed(text: str, boxes: list[_Box], number: int) -> str:
+    r"""A box's content without the commands of boxes in it: `\boxed{5}` is 5, of `6, \boxed{5}` nothing is lost."""
+    box = boxes[number]
+    for inner in boxes[number + 1 :]:
+        around = text[box.content : inner.start], text[inner.end + 1 : box.end]
+        if not box.content <= inner.start <= inner.end < box.end or any(part.strip() for part in around):
             break
-        content = _unboxed(text[box.content : box.end])
-        if content not in contents:
-            contents.append(content)
-        after = box
-    return contents[::-1]
+        box = inner
+    return _COMMAND.sub("", text[box.content : box.end].strip())
+
+
+def _last_contents(text: str, boxes: list[_Box], outer: list[int]) -> list[str]:
+    """The distinct contents of the last box and of the boxes that belong to it, in order."""
+    contents: dict[str, None] = {}
+    after: _Box | None = None
+    for number in reversed(outer):
+        if after is not None and not _belong(text, boxes[number], after):
+            break
+        contents[_unboxed(text, boxes, number)] = None
+        after = boxes[number]
+    return list(contents)[::-1]
 
 
 def _belong(text: str, box: _Box, after: _Box) -> bool:

@@ -3,7 +3,7 @@
 import re
 
 from forklight.types import Verdict
-from forklight.verify.extract import after_thought, box_contents
+from forklight.verify.extract import after_thought, find_boxes
 
 _THOUGHT = re.compile(r"</?think>")
 
@@ -50,16 +50,16 @@ class FormatVerifier:
         return fault or (self._fault_of_box(final) if self.box else None)
 
     def _fault_of_box(self, final: str) -> str | None:
-        contents, end = box_contents(final)
-        if not contents:
+        boxes = find_boxes(final)
+        if not boxes.total:
             return "no box"
-        if contents[-1] is None:
+        if boxes.last is None:
             return "box not closed"
-        if not contents[-1].strip():
+        if not boxes.last.strip():
             return "empty box"
-        if len(contents) > 1:
+        if boxes.total > 1:
             return "more than one box"
-        after = len(final[end:].strip())
+        after = len(final[boxes.end :].strip())
         return f"text after the box ({after} characters)" if after > self.most_after_box else None
 
 

@@ -30,7 +30,7 @@ _RULES = [
     (r"\\!\s*|\\\$|\$|(?<!\\)\\[()\[\]]", ""),
     (r"\\phantom\s*\{[^{}]*\}", " "),
     (rf"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits){_NOT_LETTER}\s?", ""),
-    (rf"(?<!\\)\\[,;:> ]|~|\\q?quad{_NOT_LETTER}|\s+", " "),
+    (rf"(?:(?<!\\)\\[,;:> ]|~|\\q?quad{_NOT_LETTER}|\s)+", " "),  # runs as one: rules below look back over blanks
     # synonyms
     (rf"\\[dtc]frac{_NOT_LETTER}", r"\\frac"),
     (rf"\\[dt]binom{_NOT_LETTER}", r"\\binom"),
@@ -51,6 +51,7 @@ _RULES = [
     (rf"\\[lc]?dots[a-z]?{_NOT_LETTER}|\.\.\.", r"\\ldots "),
     (r"\*\*", "^"),
     (rf"\^\s*(?:\\circ{_NOT_LETTER}|\{{\s*\\circ\s*\}})|\\degrees?{_NOT_LETTER}", ""),
+    (r"\s+", " "),
     (r"\s*,?\s*\\text\{[\s,]*(?:and|or)[\s,]*\}", ", "),
     (r"\s*\\text\{\s*(?:percent(?:age)?|pct)\s*\}|\s*(?<![A-Za-z\\])(?:percent(?:age)?|pct)(?![A-Za-z])", r"\\%"),
     (r"\s*(?<!\\)%|\s+\\%", r"\\%"),
@@ -62,7 +63,7 @@ _RULES = [
     (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"\\sqrt\s*([0-9])", r"\\sqrt{\1}"),
     # 1e5
-    (r"(?<![A-Za-z0-9.])([0-9]+\.?[0-9]*|\.[0-9]+)[eE]\+?(-?[0-9]+)(?!\.?[0-9A-Za-z])", r"\1 \\times 10^{\2}"),
+    (r"(?<![A-Za-z0-9.])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE]\+?(-?[0-9]+)(?!\.?[0-9A-Za-z])", r"\1 \\times 10^{\2}"),
     (r"\\cdot 10\^", r"\\times 10^"),
     # one blank, none beside a separator
     (r"\s+", " "),

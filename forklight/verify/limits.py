@@ -51,7 +51,7 @@ def too_large(text: str) -> str | None:
 def _depth(text: str) -> int:
     depth = deepest = 0
     for match in _OPEN_OR_CLOSE.finditer(text):
-        depth += 1 if match.group() in "({[" else -1
+        depth = depth + 1 if match.group() in "({[" else max(depth - 1, 0)
         deepest = max(deepest, depth)
     return deepest
 

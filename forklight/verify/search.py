@@ -20,8 +20,8 @@ _PATTERNS = sorted(
     key=lambda pair: pair[0],
 )
 _GOES_ON = re.compile(
-    r"[²³]|\s*[xyz](?![A-Za-z])|\s*(?:million|billion|trillion|thousand|hundred|dozen)\b"
-    r"|\s*(?:,|or|and|[-+*/^])\s*\$?-?[0-9]"
+    r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻√π‰]|\s*[xyz](?![A-Za-z])|i(?![A-Za-z])|\s+mod\b|\s*(?:million|billion|trillion|thousand|hundred|dozen)\b"
+    r"|\s*(?:,|or|and|[-+*/^:\u00d7\u00b7\u00f7\u2212])\s*\$?-?[0-9]"
 )
 _EQUATION = re.compile(r"[A-Za-z]\S*[-+*/^0-9]\S*\s*=$|[0-9][-+*/^]?[A-Za-z]\S*\s*=$")
 _NUMBERS = ("integer1", "integer2", "integer3", "decimal3")

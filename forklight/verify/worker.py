@@ -40,7 +40,9 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the default action ends the process even inside a long C call
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    gc.disable()  # imports leave no garbage worth the search
     service: Service = pkgutil.resolve_name(function)(*arguments)
+    gc.enable()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         parent.sendall(PID.pack(os.getpid()))
         _nurse(parent, service, int(memory))

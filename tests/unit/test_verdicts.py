@@ -73,7 +73,8 @@ def test_no_answer_is_lost(pairs):
 def test_a_slug_is_a_part_of_a_curves_name(reason):
     assert slug(reason)
     assert set(slug(reason)) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
-    assert slug(f"{reason} (14, 9)") == slug(reason)
+    if "(" not in reason:
+        assert slug(f"{reason} (14, 9)") == slug(reason)
 
 
 def test_rewards_by_length():
@@ -169,6 +170,21 @@ def test_votes_of_mathematically_equal_answers():
     assert half == decimal == slash
     assert first == second
     assert len({half, seven, first, 0}) == 4
+
+
+def test_votes_of_unjudged_answers_go_by_their_text():
+    """They are not compared: what took too long once would take as long again, for every pair."""
+    hanging = ["9^{9000!}", "9^{9001!}", "9^{9000!}"]
+    verdicts = [
+        *(Verdict("unjudged", "time limit 3.0 s", text) for text in hanging),
+        Verdict("wrong", "not equal", "7"),
+    ]
+    with MathVerifier() as verifier:
+        (votes,) = votes_of([group(*verdicts)], verifier)
+        assert verifier._pool.pids == []
+    assert votes[0] == votes[2]
+    assert len({*votes}) == 3
+    assert min(votes) > 0
 
 
 def test_votes_by_text_where_the_verifier_does_not_sort():

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,34 @@ def test_order_record_and_interface(verifier):
 def test_faulty_arguments_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
         MathVerifier(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "~" * 1500,
+        "\N{DEGREE SIGN}" * 1500,
+        r"\," * 750,
+        r"\qquad " * 213,
+        "\u2473" * 1500,
+        r"\boxed{" * 2200 + "5" + "}" * 2200,
+    ],
+    ids=["ties", "degrees", "thin blanks", "quads", "circled numbers", "nested boxes"],
+)
+def test_no_text_keeps_the_process_of_the_run_busy(content):
+    """What texts decide is decided there, where nothing could end it: its time must grow with the length only."""
+    start = time.perf_counter()
+    with MathVerifier(timeout=1.0, workers=1) as verifier:
+        verifier._look(rf"\boxed{{{content}}}", "5")
+    assert time.perf_counter() - start < 2.0  # milliseconds; quadratic or cubic in these lengths is 4 to 16 s
+
+
+@pytest.mark.parametrize("answer", ["9⁹⁹⁹⁹⁹⁹", "5＾{863503397}", ")" * 200 + "(" * 200])  # noqa: RUF001
+def test_other_spellings_do_not_get_around_the_caps(verifier, answer):
+    verdict = verifier.verify_many([(rf"\boxed{{{answer}}}", "5")])[0]
+    assert verdict.outcome == "wrong"
+    assert verdict.reason.startswith("too large to be an answer (")
+
+
+def test_a_formula_against_a_number_in_another_base_is_wrong(verifier):
+    assert verifier.verify_many([(r"\boxed{x+1}", "40_9")])[0].outcome == "wrong"
