@@ -31,8 +31,8 @@ PER_UPDATE = {
 }
 
 
-def test_every_curve_is_in_one_of_six_groups(found):
-    assert {tag.split("/")[0] for tag in found} == {"rollout", "train", "fork", "mismatch", "val", "time"}
+def test_every_curve_is_in_one_of_seven_groups(found):
+    assert {tag.split("/")[0] for tag in found} == {"rollout", "train", "fork", "mismatch", "verify", "val", "time"}
 
 
 def test_what_an_update_did_stands_at_its_number(found):

@@ -198,14 +198,14 @@ def long_enough(answer, gold):
 
 
 def test_a_composed_reward_trains_and_is_watched(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text(REWARDS)
+    (tmp_path / "length_rewards.py").write_text(REWARDS)
     monkeypatch.syspath_prepend(str(tmp_path))
     parts = {
         "answer": {"verifier": {"class_path": "toy.LengthParity"}, "weight": 1.0},
         "length": {
             "verifier": {
                 "class_path": "forklight.verify.FunctionVerifier",
-                "init_args": {"function": "my_rewards.long_enough"},
+                "init_args": {"function": "length_rewards.long_enough"},
             },
             "weight": 0.5,
         },

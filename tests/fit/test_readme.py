@@ -3,6 +3,7 @@
 import inspect
 import re
 import shlex
+import sys
 from dataclasses import fields
 from inspect import isabstract, signature
 from pathlib import Path
@@ -142,6 +143,7 @@ def test_the_reward_function_of_the_readme(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(code)
     (tmp_path / "rewards.yaml").write_text(config)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     assert len(code.splitlines()) + len(config.splitlines()) < 15
     fit(tmp_path / "run", "--config", tmp_path / "rewards.yaml", "--model.rollout.dynamic_sampling", "false", steps=1)
     found = curves(tmp_path / "run")

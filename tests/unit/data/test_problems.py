@@ -137,8 +137,16 @@ GOOD = json.dumps(ROWS[0]) + "\n"
         pytest.param('{"problem": "p", "answer": ""}', "`answer` is empty", id="empty answer"),
         pytest.param('{"problem": 5, "answer": "1"}', "`problem` must be text, got int", id="prompt is a number"),
         pytest.param('{"problem": [{}], "answer": "1"}', "`problem` must be text, got list", id="prompt is a chat"),
-        pytest.param('{"problem": "p", "answer": null}', "`answer` must be text or a number, got NoneType", id="null"),
-        pytest.param('{"problem": "p", "answer": true}', "`answer` must be text or a number, got bool", id="bool"),
+        pytest.param(
+            '{"problem": "p", "answer": null}',
+            "`answer` must be text, a list of texts or a number, got NoneType",
+            id="null",
+        ),
+        pytest.param(
+            '{"problem": "p", "answer": true}',
+            "`answer` must be text, a list of texts or a number, got bool",
+            id="bool",
+        ),
         pytest.param('{"problem": "p", "answer": NaN}', "`answer` is nan", id="nan"),
         pytest.param('{"problem": "p\\ud800", "answer": "1"}', "`problem` holds half a character", id="lone surrogate"),
     ],
