@@ -59,9 +59,9 @@ class MathVerifier(UsesWorkers):
     (..)", "gold not understood".
 
     Conventions, where tastes differ: a list without brackets may come in any order; 2/4 is 1/2; 50% is 50 as well as
-    0.5; a unit or a number base counts only if both sides have one; `x = 5` answers the gold 5, `6 = 5` does not;
-    round, square and curly brackets differ; letters differ in case, words do not; a decimal has to be within 1e-6 of
-    the gold, all else is exact.
+    0.5; a unit or a number base counts only if both sides have one; degree and dollar signs are not read; `x = 5`
+    answers the gold 5, `6 = 5` does not; round, square and curly brackets differ; letters differ in case, words do not;
+    a decimal has to be within 1e-6 of the gold, all else is exact.
 
     Args:
         extraction: `box` takes the last `\boxed{}` or `\fbox{}` only. `any` looks further where there is no box at all:
