@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from forklight.types import Outcome, Problem, Verdict
 from forklight.verify.classes import answer_classes
@@ -14,7 +14,7 @@ from forklight.verify.extract import WINDOW, after_thought, extract_box
 from forklight.verify.latex import clean
 from forklight.verify.limits import too_large
 from forklight.verify.numbers import read_number
-from forklight.verify.pool import Reply, UsesWorkers, WorkerPool, check_limits
+from forklight.verify.pool import Reply, UsesWorkers
 from forklight.verify.prose import marked_answer
 from forklight.verify.quick import quick
 
@@ -92,12 +92,10 @@ class MathVerifier(UsesWorkers):
     ) -> None:
         if extraction not in ("box", "any"):
             raise ValueError(f"extraction must be 'box' or 'any', got {extraction!r}")
-        check_limits(timeout, memory_limit, workers)
+        super().__init__(
+            "forklight.verify.service:math_service", timeout=timeout, memory_limit=memory_limit, workers=workers
+        )
         self.extraction = extraction
-        self.timeout = float(timeout)
-        self.memory_limit = float(memory_limit)
-        self.workers = workers
-        self._pool = WorkerPool("forklight.verify.service:math_service", size=workers, memory=int(memory_limit * 2**30))
 
     def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
         """Judges (answer text, gold) pairs, in order. Equal comparisons within one call are made once."""
@@ -135,12 +133,6 @@ class MathVerifier(UsesWorkers):
             return [_read(*pair).outcome == "right" for pair in zip(questions, self._ask(questions), strict=True)]
 
         return answer_classes(answers, compare)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("extraction", "timeout", "memory_limit", "workers")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # the copy gets workers of its own, on first use
 
     def _look(self, text: str, gold: str) -> _Judgement | _Question:
         """What the texts alone decide, or what is left to ask."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from forklight.types import Outcome, Verdict
 from forklight.verify.messages import Serve, Service
-from forklight.verify.pool import Reply, UsesWorkers, WorkerPool, check_limits
+from forklight.verify.pool import Reply, UsesWorkers
 
 RewardFunction = Callable[[str, str], float | bool]
 """From (answer text, gold) to the reward: a number, or whether the answer is right."""
@@ -42,21 +42,15 @@ class FunctionVerifier(UsesWorkers):
         memory_limit: float = 2.0,
         workers: int | None = None,
     ) -> None:
-        check_limits(timeout, memory_limit, workers)
         if not math.isfinite(right_from):
             raise ValueError(f"right_from must be a finite number, got {right_from!r}")
         self.path = f"{function.__module__}:{getattr(function, '__qualname__', function)}"
         if function.__module__ == "__main__" or not _is_found(self.path, function):
             raise ValueError(f"the function {self.path} must be importable by this name from its module")
         self.right_from = right_from
-        self.timeout = timeout
-        self.memory_limit = memory_limit
-        self.workers = workers
-        self._connect()
-
-    def _connect(self) -> None:
-        memory = int(self.memory_limit * 2**30)
-        self._pool = WorkerPool("forklight.verify.function:service", self.path, size=self.workers, memory=memory)
+        super().__init__(
+            "forklight.verify.function:service", self.path, timeout=timeout, memory_limit=memory_limit, workers=workers
+        )
 
     def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
         """Judges (answer text, gold) pairs, in order."""
@@ -71,13 +65,6 @@ class FunctionVerifier(UsesWorkers):
         outcome: Outcome = "right" if reward >= self.right_from else "wrong"
         name = self.path.partition(":")[2]
         return Verdict(outcome, name, seconds=reply.seconds, score=reward, parts=((name, reward),))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_pool"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._connect()
 
 
 def _is_found(path: str, function: RewardFunction) -> bool:

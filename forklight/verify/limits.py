@@ -6,6 +6,8 @@ take for ever.
 
 import re
 
+from forklight.verify.latex import clean
+
 MAX_CHARACTERS = 1500
 MAX_DEPTH = 15
 MAX_DIGITS = 400
@@ -24,7 +26,8 @@ def too_large(text: str) -> str | None:
     r"""Says why the text is too large to be an answer; None if it is not.
 
     Args:
-        text: The extracted answer, in any spelling.
+        text: The extracted answer, in any spelling. Unicode may hide powers, digits and brackets: within the cap on
+            characters, what they are spelled out to is looked at too.
 
     Example:
         >>> too_large(r"3^{1000000000}")
@@ -32,6 +35,10 @@ def too_large(text: str) -> str | None:
         >>> too_large(r"e^{x^2}") is None
         True
     """
+    return _over_caps(text) or _over_caps(clean(text))
+
+
+def _over_caps(text: str) -> str | None:
     if len(text) > MAX_CHARACTERS:
         return f"{len(text)} characters, at most {MAX_CHARACTERS}"
     if _depth(text) > MAX_DEPTH:

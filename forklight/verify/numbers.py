@@ -25,11 +25,11 @@ _BARE_UNITS = (
 _BARE_UNIT = re.compile(rf"(?<=[0-9}}\s])\s*(?P<text>{_BARE_UNITS})(?P<power>\^(?:[0-9]|\{{[0-9]\}}))?$")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _SENTENCE = """a about above and any approximately at below between but either except for if in is least less maybe mod
-dozen double e eight five four half hundred i million billion minus multiplied n nine one pi seven six squared cubed
-ten thousand three times trillion triple twelve twice two x y z zero
 more most neither no not or over plus than then times to under unless up when where with without wrong"""
+_QUANTITIES = """billion cubed double dozen e eight five four half hundred i million minus multiplied n nine one pi
+seven six squared ten thousand three trillion triple twelve twice two x y z zero"""
 _SINGULAR = {"feet": "foot", "ft": "foot", "inches": "inch", "lbs": "lb", "hrs": "hr"}
-_NOT_UNITS = frozenset(_SENTENCE.split())
+_NOT_UNITS = frozenset(_SENTENCE.split() + _QUANTITIES.split())
 
 
 class Number(NamedTuple):

@@ -155,9 +155,35 @@ class WorkerPool:
 
 
 class UsesWorkers:
-    """Base class of verifiers with a pool: it starts early, is closed by hand or by `with`, and is usable again."""
+    """Base class of verifiers with a pool: it starts early, is closed by hand or by `with`, and is usable again.
 
-    _pool: WorkerPool
+    Copies have the same settings and a pool of their own.
+
+    Args:
+        service: what the workers serve with; see `WorkerPool`.
+        timeout: wall-clock limit for one answer in seconds.
+        memory_limit: limit on a worker's memory in GiB.
+        workers: worker processes; see `WorkerPool`.
+
+    Raises:
+        ValueError: a limit is no positive number, or the number of workers no whole number above 0.
+    """
+
+    def __init__(self, *service: str, timeout: float, memory_limit: float, workers: int | None) -> None:
+        for name, value in (("timeout", timeout), ("memory_limit", memory_limit)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+            raise ValueError(f"workers must be at least 1, or null for one per processor, got {workers!r}")
+        self.timeout = float(timeout)
+        self.memory_limit = float(memory_limit)
+        self.workers = workers
+        self._service = service
+        self._connect()
+
+    def _connect(self) -> None:
+        self._pool = WorkerPool(*self._service, size=self.workers, memory=int(self.memory_limit * GIB))
 
     def start(self) -> None:
         """Begins to start the worker processes, and does not wait: a run does so while it loads its model."""
@@ -173,19 +199,12 @@ class UsesWorkers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_pool"}
 
-def check_limits(timeout: float, memory_limit: float, workers: int | None) -> None:
-    """Refuses settings of a verifier that has a pool.
-
-    Raises:
-        ValueError: a limit is no positive number, or the number of workers no whole number above 0.
-    """
-    for name, value in (("timeout", timeout), ("memory_limit", memory_limit)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise ValueError(f"workers must be at least 1, or null for one per processor, got {workers!r}")
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
 
 
 def default_size() -> int:

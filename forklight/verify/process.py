@@ -31,7 +31,6 @@ class Nursery:
     Args:
         service: what workers serve with: `module:function`, then that function's arguments.
         memory: limit on each worker's resident memory in bytes.
-
     """
 
     def __init__(self, service: tuple[str, ...], memory: int) -> None:

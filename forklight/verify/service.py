@@ -43,7 +43,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             if found is None:
                 return {"outcome": "wrong", "reason": "no answer found", "extracted": None}
             text = found
-        large = too_large(text) or too_large(clean(text))
+        large = too_large(text)
         if large:
             return {"outcome": "wrong", "reason": f"too large to be an answer ({large})", "extracted": text[:100]}
         right = _equal(gold, clean(text), request["search"])
