@@ -31,7 +31,11 @@ class FunctionVerifier(UsesWorkers):
         ValueError: If the function cannot be imported by its name, or a limit is not positive.
 
     Example:
-        >>> FunctionVerifier(operator.eq)  # doctest: +SKIP
+        >>> import operator
+        >>> with FunctionVerifier(operator.eq, workers=1) as verifier:
+        ...     verdicts = verifier.verify_many([("5", "5"), ("6", "5")])
+        >>> [verdict.reward for verdict in verdicts]
+        [1.0, 0.0]
     """
 
     def __init__(

@@ -31,6 +31,7 @@ class WeightedVerifier:
         ValueError: If there are no parts, or a weight is not finite.
 
     Example:
+        >>> from forklight.verify import FormatVerifier, MathVerifier
         >>> parts = {"answer": Weighted(MathVerifier()), "form": Weighted(FormatVerifier(), weight=0.1)}
         >>> verdict = WeightedVerifier(parts).verify_many([(r"It is \boxed{6}.", "5")])[0]
         >>> verdict.outcome, verdict.reward
