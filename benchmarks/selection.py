@@ -41,7 +41,8 @@ from forklight.algo.types import Experience
 from forklight.data.countdown_sets import CountdownProblems
 from forklight.data.prompts import PromptTemplate
 from forklight.data.visits import ProblemStream, PromptBatch
-from forklight.models.policy import Policy, PolicyConfig, eos_ids, load_tokenizer
+from forklight.models.loading import PolicyConfig, eos_ids, load_tokenizer
+from forklight.models.policy import Policy
 from forklight.rollout.answers import Answerer
 from forklight.rollout.collect import Collector
 from forklight.rollout.hf import HFSampler

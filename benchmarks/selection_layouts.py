@@ -22,7 +22,8 @@ from forklight.algo.plan import update_and_rank
 from forklight.algo.selection import ForkSelection, select
 from forklight.algo.terms import Loss
 from forklight.algo.types import Chunk, Experience, TokenStats
-from forklight.models.policy import Policy, PolicyConfig
+from forklight.models.loading import PolicyConfig
+from forklight.models.policy import Policy
 from forklight.rollout.collect import RolloutSpec
 from forklight.rollout.learn import Learner
 from forklight.rollout.ranks import Ranks

@@ -26,6 +26,7 @@ from forklight.callbacks.fork_monitor import ForkMonitor
 from forklight.callbacks.guards import Guards, check_fit
 from forklight.callbacks.progress import RunProgress
 from forklight.callbacks.startup import StartupTable
+from forklight.callbacks.throughput import Throughput
 from forklight.data.datamodule import MathDataModule
 from forklight.presets import MODE, add_parser_mode, expand_arguments
 from forklight.run_folder import RunFolder
@@ -68,6 +69,7 @@ class ForkCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(MathEval, "evaluation")
         parser.add_lightning_class_args(ForkMonitor, "monitor")
+        parser.add_lightning_class_args(Throughput, "throughput")
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the command line as it is: hyper-parameters in a checkpoint never override it."""

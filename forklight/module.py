@@ -16,11 +16,13 @@ from forklight.algo.correction import Correction
 from forklight.algo.kl import KLTerm
 from forklight.algo.objective import Objective
 from forklight.algo.objectives import Dapo
+from forklight.algo.plan import Cost
 from forklight.algo.selection import ForkSelection
 from forklight.algo.terms import Loss
 from forklight.algo.types import Experience
 from forklight.data.visits import EvalBatch, PromptBatch
-from forklight.models.policy import Policy, PolicyConfig, eos_ids, load_settings, load_tokenizer
+from forklight.models.loading import PolicyConfig, eos_ids, load_settings, load_tokenizer
+from forklight.models.policy import Policy
 from forklight.models.reference import Reference, check_reference
 from forklight.rollout.answers import Answerer, Group
 from forklight.rollout.collect import Collector, Rollout, RolloutSpec
@@ -114,6 +116,7 @@ class ForkGRPOModule(LightningModule):
             seed=seed,
             ranks=self.ranks,
             context=self.trainer.precision_plugin.forward_context,
+            cost=Cost(self.policy.shape.pair_cost, self.policy.packing),
         )
 
     def configure_optimizers(self) -> Any:

@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "checkpoint",
     "evaluation",
     "monitor",
+    "throughput",
     "trainer.max_steps",
     "trainer.max_time",
     "trainer.accumulate_grad_batches",

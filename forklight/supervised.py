@@ -9,7 +9,8 @@ from torch import Tensor
 
 from forklight.algo.types import Chunk, TokenStats
 from forklight.data.visits import NOMINAL_LENGTH, PositionedLoader
-from forklight.models.policy import Policy, PolicyConfig, load_tokenizer
+from forklight.models.loading import PolicyConfig, load_tokenizer
+from forklight.models.policy import Policy
 
 
 @runtime_checkable
@@ -119,5 +120,6 @@ class ExampleBatch:
             input_ids.to(device),
             torch.tensor([len(prompt) for prompt in self.prompts], device=device),
             (torch.arange(int(answer_length.max())) < answer_length[:, None]).to(device),
+            torch.arange(len(sequences), device=device),
             torch.arange(len(sequences), device=device),
         )

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
 from forklight.algo.types import Experience
-from forklight.models.policy import Policy, PolicyConfig
+from forklight.models.loading import PolicyConfig
+from forklight.models.policy import Policy
 from forklight.rollout.ranks import Ranks
 
 VOCABULARY = 50

@@ -1,21 +1,33 @@
-"""Log-probabilities and entropies of tokens, from hidden states and the weight of the LM head.
+"""Log-probabilities and entropies of tokens, from hidden states and the weight of the LM head, never [N,V] at once.
 
-The head's output [N,V] is the largest tensor of a step. It is made in tiles of `ROWS_PER_TILE` rows, so that without
-gradients only one tile lives at a time. The tiles are the same with and without gradients: the same rows go through the
-same matrix products, and the ratio of a policy to itself is exactly 1. Under autocast there is one tile: the weight's
-gradients of several would add up in the low precision of its cast.
+The head is most of a small model's work, and its output is the largest tensor of a step. Here it is made in tiles, for
+the rows that are asked for and no others:
+
+- `token_stats`: log-probability and entropy of every row; backward makes the logits again.
+- `selected_logprob`: log-probabilities of some rows; where a pass without gradient has found them, only backward works.
+- `selected_policy_loss`: the loss of some rows, and its gradient while their logits are at hand.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from forklight.algo.plain_head import check_head
+from forklight.algo.tiles import Gradients, Head, Slope, Softmax, gradient_pass, one_pass, softmax_pass
 from forklight.algo.types import TokenStats
 
-ROWS_PER_TILE = 512
-"""Rows of the head's output made at a time."""
+
+class SelectedLoss(NamedTuple):
+    """What `selected_policy_loss` finds."""
+
+    loss: Tensor
+    """The sum of the token losses, `[]`, connected to hidden states and weight."""
+    stats: TokenStats
+    """Of the M rows, detached."""
 
 
 def token_stats(
@@ -37,29 +49,70 @@ def token_stats(
         targets: [N], int64 token numbers.
         temperature: of the log-probabilities.
         entropy_temperature: of the entropies; `temperature` if None.
-        entropy_grad: connects the entropies too, at the cost of two more tensors [N,V]; their values are the same.
+        entropy_grad: connects the entropies too; their values are the same.
 
     Returns:
         `logp` [N], connected to `hidden` and `weight`, and `entropy` [N], detached unless `entropy_grad`; float64 for
-        float64 logits, otherwise float32. A logit of -inf counts as probability 0.
+        float64 operands, otherwise float32. A logit of -inf counts as probability 0.
 
     Raises:
-        TypeError: targets are not int64.
-        ValueError: shapes do not agree, or a temperature is not positive.
+        TypeError: targets are not int64, or hidden states or weights are float16 on a CPU.
+        ValueError: shapes do not agree, a target is not in the vocabulary, or a temperature is not positive.
+    """
+    rows = torch.arange(len(targets), device=targets.device)
+    return selected_stats(hidden, weight, targets, rows, temperature, entropy_temperature, entropy_grad)
+
+
+def selected_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    rows: Tensor,
+    temperature: float = 1.0,
+    entropy_temperature: float | None = None,
+    entropy_grad: bool = False,
+    known: TokenStats | None = None,
+) -> TokenStats:
+    """`token_stats` of some rows; the others never enter the LM head.
+
+    Args:
+        hidden: [N,H].
+        weight: [V,H], the LM head.
+        targets: [N], int64 token numbers.
+        rows: the rows wanted, as an int64 index [M] or a bool mask [N].
+        temperature: of the log-probabilities.
+        entropy_temperature: of the entropies; `temperature` if None.
+        entropy_grad: connects the entropies too.
+        known: what `token_stats` gave for all N rows with the same arguments: only backward has to make logits.
+
+    Raises:
+        TypeError: as `token_stats`, or rows are neither int64 nor bool.
+        ValueError: as `token_stats`; `known` has another number of rows, or no entropies that could be connected.
     """
     entropy_temperature = temperature if entropy_temperature is None else entropy_temperature
-    _check(hidden, weight, targets, temperature, entropy_temperature)
-    logps, entropies = [], []
-    for rows, row_targets in _tiles(hidden, targets):
-        scores = _shifted_scores(rows, weight, temperature)
-        logps.append(_target_logp(scores, row_targets))
-        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-            same = entropy_temperature == temperature
-            entropies.append(_entropy(scores if same else scores * (temperature / entropy_temperature)))
-    return TokenStats(logp=torch.cat(logps), entropy=torch.cat(entropies))
+    check_head(hidden, weight, targets, temperature, entropy_temperature)
+    _check_rows(rows, targets)
+    softmax = None
+    if known is not None:
+        if known.normaliser is None or known.logp.shape != targets.shape:
+            raise ValueError(f"known must be token_stats of all {len(targets)} rows, with their normalisers")
+        if entropy_grad and entropy_temperature != temperature:
+            raise ValueError("known entropies of another temperature than the log-probabilities cannot be connected")
+        softmax = Softmax(*(values.detach()[rows] for values in (known.logp, known.normaliser, known.entropy)))
+    logp, entropy, normaliser = _Statistics.apply(  # type: ignore[no-untyped-call]
+        hidden[rows], weight, targets[rows], temperature, entropy_temperature, softmax
+    )
+    return TokenStats(logp, entropy if entropy_grad else entropy.detach(), normaliser)
 
 
-def selected_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, temperature: float = 1.0) -> Tensor:
+def selected_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    rows: Tensor,
+    temperature: float = 1.0,
+    known: TokenStats | None = None,
+) -> Tensor:
     """Log-probabilities of some rows only; the others never enter the LM head.
 
     Args:
@@ -68,63 +121,159 @@ def selected_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tens
         targets: [N], int64 token numbers.
         rows: the rows wanted, as an int64 index [M] or a bool mask [N].
         temperature: as for `token_stats`.
+        known: what `token_stats` gave for all N rows at this temperature: only backward has to make logits.
 
     Returns:
         [M], as `token_stats(hidden[rows], weight, targets[rows], temperature).logp`, connected also when M is 0.
 
     Raises:
-        TypeError: targets are not int64, or rows neither int64 nor bool.
-        ValueError: shapes do not agree, or the temperature is not positive.
+        TypeError: as `token_stats`, or rows are neither int64 nor bool.
+        ValueError: as `token_stats`, or `known` has another number of rows.
     """
-    _check(hidden, weight, targets, temperature, temperature)
+    return selected_stats(hidden, weight, targets, rows, temperature, known=known).logp
+
+
+def selected_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    rows: Tensor,
+    token_loss: Callable[[TokenStats, slice], Tensor],
+    temperature: float = 1.0,
+) -> SelectedLoss:
+    """The summed loss of some rows in one pass: the gradient is formed while the logits of a tile are at hand.
+
+    For losses of which every token's part depends on this token's log-probability alone, all else given: a third of the
+    products less than `selected_logprob`, which has to make the logits twice.
+
+    Args:
+        hidden: [N,H].
+        weight: [V,H], the LM head.
+        targets: [N], int64 token numbers.
+        rows: the rows with a loss, as an int64 index [M] or a bool mask [N].
+        token_loss: loss of some of the M rows, `[m]`, connected to the `logp` it is given; `entropy` has no gradient.
+            It is called once for each tile with the rows' places in `rows`, also without gradients.
+        temperature: of log-probabilities and entropies.
+
+    Raises:
+        TypeError: as `token_stats`, or rows are neither int64 nor bool.
+        ValueError: as `token_stats`, or `token_loss` returns another shape.
+    """
+    check_head(hidden, weight, targets, temperature)
+    _check_rows(rows, targets)
+    loss, logp, entropy = _OnePass.apply(  # type: ignore[no-untyped-call]
+        hidden[rows], weight, targets[rows], token_loss, temperature
+    )
+    return SelectedLoss(loss, TokenStats(logp, entropy))
+
+
+def _check_rows(rows: Tensor, targets: Tensor) -> None:
     if rows.dtype not in (torch.int64, torch.bool):
         raise TypeError(f"rows must be int64 or bool, not {rows.dtype}")
     if rows.ndim != 1 or (rows.dtype == torch.bool and rows.shape != targets.shape):
         raise ValueError(f"rows must be an index [M] or a mask {list(targets.shape)}, got shape {list(rows.shape)}")
-    tiles = _tiles(hidden[rows], targets[rows])
-    return torch.cat([_target_logp(_shifted_scores(tile, weight, temperature), wanted) for tile, wanted in tiles])
 
 
-def _tiles(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = max(1, len(targets))  # without rows one empty tile keeps the graph connected
-    step = rows if torch.is_autocast_enabled(hidden.device.type) else ROWS_PER_TILE
-    for start in range(0, rows, step):
-        tile = slice(start, start + step)
-        yield hidden[tile], targets[tile]
+class _Statistics(torch.autograd.Function):
+    """Log-probability, entropy and normaliser of every row; backward makes the logits once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        entropy_temperature: float,
+        known: Softmax | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.lower = _autocast_type(hidden)
+        ctx.temperatures = temperature, entropy_temperature
+        if known is not None:
+            first = last = known
+        else:
+            wanted = (temperature,) if temperature == entropy_temperature else (temperature, entropy_temperature)
+            with _no_autocast(hidden):
+                first, *others = softmax_pass(Head(hidden, weight, targets, ctx.lower), *wanted)
+            last = others[0] if others else first
+        ctx.save_for_backward(hidden, weight, targets, first.normaliser, last.normaliser, last.entropy)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(first.normaliser)
+        return first.logp, last.entropy, first.normaliser
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logp: Tensor | None, by_entropy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, normaliser, entropy_normaliser, entropy = ctx.saved_tensors
+        temperature, entropy_temperature = ctx.temperatures
+        if by_entropy is None or temperature == entropy_temperature:
+            slopes = [Slope(temperature, normaliser, by_logp, by_entropy, entropy)]
+        else:
+            slopes = [
+                Slope(temperature, normaliser, by_logp),
+                Slope(entropy_temperature, entropy_normaliser, None, by_entropy, entropy),
+            ]
+        with _no_autocast(hidden):
+            head = Head(hidden, weight, targets, ctx.lower)
+            found = gradient_pass(head, slopes, of_weight=ctx.needs_input_grad[1])
+        return *_cast(found, hidden, weight), None, None, None, None
 
 
-def _shifted_scores(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """Logits / temperature minus their largest: exact for the softmax, and near 0 float32 resolves finely."""
-    logits = F.linear(hidden, weight)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # in place: no backward formula needs the values before
-    logits = logits.div_(temperature)
-    return logits.sub_(logits.detach().amax(dim=-1, keepdim=True))
+class _OnePass(torch.autograd.Function):
+    """The loss of every tile of rows, and its gradient at once; backward only scales."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        token_loss: Callable[[TokenStats, slice], Tensor],
+        temperature: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        losses = []
+
+        def slope_of(softmax: Softmax, rows: slice) -> Tensor:
+            logp = softmax.logp.requires_grad_()
+            with torch.enable_grad():
+                values = token_loss(TokenStats(logp, softmax.entropy), rows)
+                if values.shape != logp.shape:
+                    raise ValueError(f"token_loss must return {list(logp.shape)} losses, got {list(values.shape)}")
+                slope = torch.zeros_like(logp)
+                if values.requires_grad:
+                    (slope,) = torch.autograd.grad(values.sum(), logp)
+            losses.append(values.detach().sum())
+            softmax.logp.requires_grad_(False)
+            return slope
+
+        lower = _autocast_type(hidden)
+        with _no_autocast(hidden):
+            head = Head(hidden, weight, targets, lower)
+            softmax, found = one_pass(head, temperature, slope_of, of_weight=ctx.needs_input_grad[1])
+        ctx.save_for_backward(*_cast(found, hidden, weight))
+        ctx.mark_non_differentiable(softmax.logp, softmax.entropy)
+        return torch.stack(losses).sum(), softmax.logp, softmax.entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        by_hidden, by_weight = ctx.saved_tensors
+        by_weight = None if by_weight is None else by_weight.mul_(scale)
+        return by_hidden * scale, by_weight, None, None, None
 
 
-def _target_logp(scores: Tensor, targets: Tensor) -> Tensor:
-    return scores.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - scores.logsumexp(dim=-1)
+def _autocast_type(like: Tensor) -> torch.dtype | None:
+    """What autocast makes of operands, which leaves float64 alone; None without it."""
+    device = like.device.type
+    if like.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
-def _entropy(scores: Tensor) -> Tensor:
-    """Entropy as logsumexp(z) - sum_j p_j z_j, which takes no logarithm of a small probability."""
-    normaliser = scores.logsumexp(dim=-1, keepdim=True)
-    probabilities = (scores - normaliser).exp_()
-    # 0 * -inf would be NaN. Far below the bound the probability is 0 already; and times the gradient of the entropy the
-    # bound must stay finite
-    finite = scores.clamp(min=-1e9)
-    # in place unless backward needs the probabilities
-    products = probabilities * finite if torch.is_grad_enabled() else probabilities.mul_(finite)
-    return normaliser.squeeze(-1) - products.sum(dim=-1)
+def _no_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """The types of the products are chosen by `Head`; backward runs outside of the context of forward anyway."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
-def _check(hidden: Tensor, weight: Tensor, targets: Tensor, *temperatures: float) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"expected hidden [N,H] and weight [V,H], got {list(hidden.shape)} and {list(weight.shape)}")
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets must be int64, not {targets.dtype}")
-    if targets.shape != hidden.shape[:1]:
-        raise ValueError(f"expected targets [{hidden.shape[0]}], got {list(targets.shape)}")
-    for temperature in temperatures:
-        if not temperature > 0:
-            raise ValueError(f"temperatures must be positive, got {temperature}")
+def _cast(found: Gradients, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    return found.hidden.to(hidden.dtype), None if found.weight is None else found.weight.to(weight.dtype)

@@ -27,6 +27,9 @@ class Objective(ABC):
     """True if `token_loss` reads `ref_logp`."""
     trains_zero_advantage: bool = False
     """True if tokens of advantage 0 can have a gradient, of a penalty that is part of the loss."""
+    separable: bool = False
+    """True if a token's loss depends on its own log-probability and entropy alone, all other fields given: the head
+    can then form its gradient tile by tile."""
     covariance: CovarianceTokens | None = None
     """The tokens of `cov_mask`; None if `token_loss` reads no such mask."""
 

@@ -20,6 +20,8 @@ from forklight.algo.types import TokenBatch, TokenLoss
 class _Clipped(Objective):
     """The clipped surrogate, whatever becomes of its sum."""
 
+    separable = True
+
     def __init__(self, clip: ClipRange) -> None:
         self.clip = clip
 
@@ -103,6 +105,8 @@ class Cispo(Objective):
         weight_clip: range of the weight; by default at most 5 and unbounded from below. No dual bound.
     """
 
+    separable = True
+
     def __init__(self, weight_clip: ClipRange = ClipRange(low=1.0, high=4.0)) -> None:  # noqa: B008
         if weight_clip.dual is not None:
             raise ValueError(
@@ -125,6 +129,8 @@ class ClipCov(Objective):
         low: lowest covariance of these tokens.
         high: highest covariance of these tokens.
     """
+
+    separable = True
 
     def __init__(
         self,
@@ -152,6 +158,7 @@ class KlCov(Objective):
         coef: weight of the penalty.
     """
 
+    separable = True
     trains_zero_advantage = True
 
     def __init__(self, penalised_share: float = 0.002, coef: float = 1.0) -> None:
@@ -173,6 +180,8 @@ class EntropyShaped(Objective):
         alpha: advantage per nat of entropy; the paper's for GRPO (0.1 for PPO).
         kappa: an advantage is raised by at most its size / kappa; above 1, so that none changes its sign.
     """
+
+    separable = True
 
     def __init__(self, clip: ClipRange = ClipRange(), alpha: float = 0.4, kappa: float = 2.0) -> None:  # noqa: B008
         _check_coef("alpha", alpha)
@@ -202,6 +211,7 @@ class Archer(Objective):
     """
 
     trains = "eligible"
+    separable = True
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ one rank and one update are spread over its A micro-batches. The plan is made fr
 any statistics pass, so that those passes see the same micro-batch rows as the training forward.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +55,21 @@ class Plan:
         return torch.cat([self.train[visit], self.watch[visit]]).sort().values
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a sequence costs in a pass, in tokens."""
+
+    per_pair: float = 0.0
+    """Of a query and a key in attention."""
+    shared_prompts: bool = False
+    """Whether the prompt of a group is computed once for its answers."""
+
+    def of(self, prompts: list[int], answers: list[int]) -> float:
+        """Some answers to one prompt, from the prompt's length, once for each of them, and their own."""
+        pairs = sum((p + a) ** 2 for p, a in zip(prompts, answers, strict=True)) / 2
+        return (prompts[0] if self.shared_prompts else sum(prompts)) + sum(answers) + self.per_pair * pairs
+
+
 def eligible_rows(experience: Experience, spec: ForkSelection) -> Tensor:
     """The sequences whose tokens can be kept, bool `[S]`: those that `over` and `truncated` admit."""
     admitted = experience.contributing if spec.over == "contributing" else torch.ones_like(experience.contributing)
@@ -68,6 +84,7 @@ def make_plan(
     micro_batches: int,
     others: Others = "none",
     ranked: bool | None = None,
+    cost: Cost = Cost(),
 ) -> Plan:
     """Spreads the sequences of one rank over K*A visits.
 
@@ -81,6 +98,7 @@ def make_plan(
         micro_batches: A.
         others: the sequences to which terms other than the policy's give a gradient.
         ranked: whether some tokens are chosen by what only the policy knows; if None, as the selection says.
+        cost: of sequences, by which micro-batches are balanced.
 
     Raises:
         ValueError: an update has fewer sequences than micro-batches.
@@ -92,7 +110,7 @@ def make_plan(
     # Ranked over more than a micro-batch, `random` and `all` need no pass over them.
     cut = spec.scope in ("micro_batch", "micro_batch_rank") or spec.denominator == "micro_batch"
     looked_at = trained | in_set if cut or (spec.ranked if ranked is None else ranked) else trained
-    cost = (experience.prompt_length + experience.answer_length).tolist()
+    prompt, answer = experience.prompt_length.tolist(), experience.answer_length.tolist()
     visits: list[list[int]] = []
     for update in range(updates):
         in_update = experience.update == update
@@ -102,7 +120,12 @@ def make_plan(
                 f"{int(in_update.sum())} sequences that one rank has per update"
             )
         rows = (in_update & looked_at).nonzero().flatten().tolist()
-        visits += _balance(rows, experience.group.tolist(), cost, micro_batches)
+        visits += _balance(
+            rows,
+            experience.group.tolist(),
+            lambda members: cost.of([prompt[row] for row in members], [answer[row] for row in members]),
+            micro_batches,
+        )
     device = experience.update.device
     rows_of = [torch.tensor(rows, dtype=torch.int64, device=device) for rows in visits]
     return Plan(
@@ -112,15 +135,15 @@ def make_plan(
     )
 
 
-def _balance(rows: list[int], group: list[int], cost: list[int], bins: int) -> list[list[int]]:
+def _balance(rows: list[int], group: list[int], cost: Callable[[list[int]], float], bins: int) -> list[list[int]]:
     """Puts rows into bins of nearly equal cost, the dearest item first; groups stay whole while there are enough."""
     items: dict[int, list[int]] = {}
     whole = len({group[row] for row in rows}) >= bins
     for row in rows:
         items.setdefault(group[row] if whole else row, []).append(row)
-    weight = {key: sum(cost[row] for row in members) for key, members in items.items()}
+    weight = {key: cost(members) for key, members in items.items()}
     filled: list[list[int]] = [[] for _ in range(bins)]
-    load = [0] * bins
+    load = [0.0] * bins
     for key in sorted(items, key=lambda key: (-weight[key], key)):
         lightest = load.index(min(load))
         filled[lightest] += items[key]
@@ -190,3 +213,19 @@ class Passes:
             parts.append("one entropy pass before each later update")
         parts.append("training" + (" (selection inside)" if self.select_in_forward else ""))
         return ", ".join(parts)
+
+    def reasons(self) -> dict[str, str]:
+        """Why each pass runs, or why it does not have to."""
+        if self.fold_old:
+            old = "no pass: with one update per rollout the training forward's own log-probabilities are the old ones"
+        else:
+            old = "statistics pass: later updates compare with the policy before the first"
+        if self.select_in_forward:
+            entropies = "no pass: the training forward sees every token that is ranked with its own"
+        elif self.statistics:
+            entropies = "statistics pass: tokens of several micro-batches or updates are ranked together"
+        else:
+            entropies = "no pass: the selection does not read them"
+        if self.entropy_each_update:
+            entropies += ", and a pass before each later update for the entropies of the policy of the day"
+        return {"old log-probabilities": old, "entropies": entropies}

@@ -14,7 +14,7 @@ from forklight.algo.objective import Objective
 from forklight.algo.objectives import Dapo, Gspo
 from forklight.algo.plan import Others, Passes
 from forklight.algo.spec import ForkSelection, Term
-from forklight.algo.types import LossOutput, TokenBatch
+from forklight.algo.types import LossOutput, TokenBatch, TokenLoss
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,12 @@ class Loss:
         return self.kl.coef > 0 or self.objective.needs_reference
 
     @property
+    def active(self) -> tuple[Term, ...]:
+        """The terms that the loss has."""
+        others: tuple[tuple[Term, bool], ...] = (("kl", self.kl_in_loss), ("entropy", self.entropy_coef > 0))
+        return ("policy", *(name for name, used in others if used))
+
+    @property
     def ranked(self) -> bool:
         """True if some tokens are chosen by what only the policy knows."""
         return self.selection.ranked or self.objective.covariance is not None
@@ -91,7 +97,7 @@ class Loss:
     @property
     def others(self) -> Others:
         """The sequences to which terms other than the policy's advantages give a gradient."""
-        active = {name for name, used in (("kl", self.kl_in_loss), ("entropy", self.entropy_coef > 0)) if used}
+        active = set(self.active[1:])
         if active - set(self.selection.terms):
             return "all"
         return "eligible" if active or self.objective.trains_zero_advantage else "none"
@@ -128,29 +134,67 @@ def loss_terms(tokens: TokenBatch, loss: Loss, sampler_logp: Tensor | None = Non
     Raises:
         ValueError: a correction without the sampler's log-probabilities.
     """
+    policy, values = token_terms(tokens, loss)
+    weights = term_weights(tokens, loss, sampler_logp)
+    sums = {term: _weighted_sum(found, weights[term]) for term, found in values.items()}
+    metrics = {f"{term}_loss_sum": value.detach().double() for term, value in sums.items()}
+    metrics["leaked"] = _leaked(policy.loss, tokens, loss.objective)
+    if tokens.cov_mask is not None:
+        metrics["cov_tokens"] = (tokens.cov_mask & tokens.fork_mask).sum(dtype=torch.float64)
+    # the log-probability of a token that nobody looked at is NaN
+    for name, mask in (("kept", tokens.fork_mask), ("dropped", tokens.eligible & ~tokens.fork_mask)):
+        metrics |= {
+            f"{name}_{key}": value for key, value in ratio_metrics(tokens, policy, seen(mask, tokens.logp)).items()
+        }
+        if sampler_logp is not None:
+            found = mismatch_metrics(tokens.old_logp, sampler_logp, seen(mask, tokens.old_logp))
+            metrics |= {f"{name}_mismatch_{key}": value for key, value in found.items()}
+    return LossOutput(sums["policy"], sums.get("kl"), sums.get("entropy"), metrics)
+
+
+def token_terms(tokens: TokenBatch, loss: Loss) -> tuple[TokenLoss, dict[Term, Tensor]]:
+    """The policy loss of every token, and the values of all terms `[N]`, 0 where they do not count."""
     policy = loss.objective.token_loss(tokens)
-    values = policy.loss
+    return policy, {"policy": policy.loss, **dict(_other_terms(tokens, loss))}
+
+
+def term_weights(tokens: TokenBatch, loss: Loss, sampler_logp: Tensor | None = None) -> dict[Term, Tensor | None]:
+    """The weight of every token in the sum of each term, `[N]`; None where all are 1.
+
+    The log-probabilities of the policy being trained are not read, but as old ones.
+
+    Args:
+        tokens: all of the visit.
+        loss: what the terms are.
+        sampler_logp: [N], that the sampler drew the tokens with; needed by a correction.
+
+    Raises:
+        ValueError: a correction without the sampler's log-probabilities.
+    """
+    weights = {
+        term: row_weights(_counted(term, tokens, loss), tokens.row, tokens.rows, loss.objective.aggregate)
+        for term in loss.active
+    }
     if loss.correction.method != "none":
         if sampler_logp is None:
             raise ValueError(
                 f"model.correction.method: {loss.correction.method} needs the log-probabilities of the sampler, which "
                 "this one does not tell"
             )
-        weights = correction_weights(tokens.old_logp, sampler_logp, tokens.row, tokens.rows, loss.correction)
-        values = values * weights.to(values.dtype)
-    sums = {"policy": _weighted_sum(values, _counted("policy", tokens, loss), tokens, loss)}
-    for term, values in _other_terms(tokens, loss):
-        sums[term] = _weighted_sum(values, _counted(term, tokens, loss), tokens, loss)
-    metrics = {f"{term}_loss_sum": value.detach().double() for term, value in sums.items()}
-    metrics["leaked"] = _leaked(policy.loss, tokens, loss.objective)
-    if tokens.cov_mask is not None:
-        metrics["cov_tokens"] = (tokens.cov_mask & tokens.fork_mask).sum(dtype=torch.float64)
-    for name, mask in (("kept", tokens.fork_mask), ("dropped", tokens.eligible & ~tokens.fork_mask)):
-        metrics |= {f"{name}_{key}": value for key, value in ratio_metrics(tokens, policy, mask).items()}
-        if sampler_logp is not None:
-            found = mismatch_metrics(tokens.old_logp, sampler_logp, mask)
-            metrics |= {f"{name}_mismatch_{key}": value for key, value in found.items()}
-    return LossOutput(sums["policy"], sums.get("kl"), sums.get("entropy"), metrics)
+        corrections = correction_weights(tokens.old_logp, sampler_logp, tokens.row, tokens.rows, loss.correction)
+        corrections = torch.where(loss.objective.trained(tokens), corrections, 0)  # NaN where nobody looked
+        by_row = weights["policy"]
+        weights["policy"] = corrections if by_row is None else by_row * corrections
+    return weights
+
+
+def read_mask(tokens: TokenBatch, loss: Loss) -> Tensor:
+    """The tokens whose log-probability or entropy some term gives a gradient, bool `[N]`."""
+    mask = loss.objective.trained(tokens)
+    for term in loss.active:
+        if term != "policy":
+            mask = mask | (tokens.fork_mask if term in loss.selection.terms else torch.ones_like(mask))
+    return mask
 
 
 def _leaked(values: Tensor, tokens: TokenBatch, objective: Objective) -> Tensor:
@@ -165,11 +209,11 @@ def _leaked(values: Tensor, tokens: TokenBatch, objective: Objective) -> Tensor:
 def _other_terms(tokens: TokenBatch, loss: Loss) -> Iterator[tuple[Term, Tensor]]:
     """Token values of the KL and the entropy, 0 where they do not count."""
     everything = torch.ones_like(tokens.fork_mask)
-    if loss.kl_in_loss:
+    if "kl" in loss.active:
         assert tokens.ref_logp is not None
         mask = tokens.fork_mask if "kl" in loss.selection.terms else everything
         yield "kl", kl_estimate(tokens.logp, tokens.ref_logp, mask, loss.kl.estimator)
-    if loss.entropy_coef > 0:
+    if "entropy" in loss.active:
         assert tokens.entropy is not None
         mask = tokens.fork_mask if "entropy" in loss.selection.terms else everything
         yield "entropy", torch.where(mask, tokens.entropy, 0.0)
@@ -182,7 +226,10 @@ def _counted(term: Term, tokens: TokenBatch, loss: Loss) -> Tensor:
     return tokens.fork_mask if loss.selection.denominator == "selected" else tokens.eligible
 
 
-def _weighted_sum(values: Tensor, counted: Tensor, tokens: TokenBatch, loss: Loss) -> Tensor:
-    """The sum of token values, each by the weight that its sequence gives it."""
-    weights = row_weights(counted, tokens.row, tokens.rows, loss.objective.aggregate)
+def _weighted_sum(values: Tensor, weights: Tensor | None) -> Tensor:
     return values.sum() if weights is None else (values * weights.to(values.dtype)).sum()
+
+
+def seen(mask: Tensor, logp: Tensor) -> Tensor:
+    """The tokens of a mask that were looked at: the log-probability of others is NaN."""
+    return mask & ~logp.isnan()

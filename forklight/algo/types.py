@@ -23,6 +23,7 @@ class TokenStats:
 
     logp: Tensor  # [N] of the sampled token, differentiable
     entropy: Tensor  # [N] in nats, over the full vocabulary, detached
+    normaliser: Tensor | None = None  # [N] log of the sum of exp(logits / temperature), detached
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,31 @@ class TokenBatch:
     entropy: Tensor | None = None  # [N] of the policy being trained
     ref_logp: Tensor | None = None  # [N]
     cov_mask: Tensor | None = None  # bool [N] tokens that a covariance objective acts on
+
+    def part(self, tokens: Tensor, stats: TokenStats, *, fold_old: bool) -> "TokenBatch":
+        """Some of the tokens, with statistics of their own.
+
+        Args:
+            tokens: int64 [m], which.
+            stats: of these tokens, [m].
+            fold_old: whether the log-probability, detached, is the old one too.
+        """
+
+        def some(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[tokens]
+
+        return replace(
+            self,
+            logp=stats.logp,
+            old_logp=stats.logp.detach() if fold_old else self.old_logp[tokens],
+            advantages=self.advantages[tokens],
+            fork_mask=self.fork_mask[tokens],
+            eligible=self.eligible[tokens],
+            row=self.row[tokens],
+            entropy=stats.entropy,
+            ref_logp=some(self.ref_logp),
+            cov_mask=some(self.cov_mask),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +104,7 @@ class Chunk:
     prompt_length: Tensor  # int64 [S]
     answer_mask: Tensor  # bool [S,T] True on sampled tokens, EOS included
     rows: Tensor  # int64 [S] row numbers in the Experience
+    group: Tensor  # int64 [S] neighbours with one number have the same prompt
 
     @property
     def answer_positions(self) -> Tensor:
@@ -162,7 +189,7 @@ class Experience:
         length = int((prompt + answer).max()) if len(rows) else 0
         longest = int(answer.max()) if len(rows) else 0
         answer_mask = torch.arange(longest, device=rows.device) < answer[:, None]
-        return Chunk(self.input_ids[rows, :length], prompt, answer_mask, rows)
+        return Chunk(self.input_ids[rows, :length], prompt, answer_mask, rows, self.group[rows])
 
     def to(self, device: torch.device) -> "Experience":
         """The same on another device."""

@@ -1,51 +1,21 @@
 """The language model that is trained: a causal LM of transformers whose head is ours."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+import logging
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel
 
 from forklight.algo.logprobs import token_stats
-from forklight.algo.types import Chunk, LossOutput, TokenStats
+from forklight.algo.packing import buckets_of, pack
+from forklight.algo.plain_head import plain_stats
+from forklight.algo.types import Chunk, TokenStats
+from forklight.models.attention import NAME, packs, plain_mask
+from forklight.models.heads import HEADS, HeadInput, HeadName, VisitLoss, VisitOutput
+from forklight.models.loading import PolicyConfig, load_model
+from forklight.models.work import Shape, Work
 
-TINY = Path(__file__).parent / "tiny"
-"""Folder of the base policy that ships with the package; written `tiny` in configs."""
-
-_UNSUPPORTED = ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier_scale")
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """Which model to load, and how."""
-
-    path: str = "tiny"
-    """A folder in transformers' format, a name on the model hub, or `tiny`: the base policy that ships."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Type of the weights. Keep float32 with `trainer.precision: bf16-mixed`."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation."""
-    gradient_checkpointing: bool = False
-    """Recompute the layers in the backward pass: less memory, a third more work."""
-    random_init: bool = False
-    """Take only the architecture from `path` and draw the weights by `seed_everything`: the start of a cold start."""
-
-    @property
-    def folder(self) -> str:
-        """The path with `tiny` resolved."""
-        return str(TINY) if self.path == "tiny" else self.path
+log = logging.getLogger(__name__)
 
 
 class Policy(nn.Module):
@@ -56,12 +26,25 @@ class Policy(nn.Module):
 
     Raises:
         FileNotFoundError: `policy.path` names a folder that is not there.
-        ValueError: the model drops out units, or scales its logits in a way the head does not reproduce.
+        ValueError: the model drops out units, or scales its logits in a way the head does not reproduce; or there is no
+            head of that name.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
+        if config.head not in HEADS:
+            raise ValueError(f"model.policy.head must be one of {tuple(HEADS)}, got {config.head!r}")
+        self.head: HeadName = config.head
         self.model: PreTrainedModel = load_model(config)
+        self.shape = Shape.of(self.model)
+        self.work = {"train": Work(), "statistics": Work()}
+        """What the passes so far cost, those of training with their backward; callbacks read differences."""
+        self._pass = Work()
+        self.packing = config.packing and config.attention == "sdpa" and packs(self.model)
+        if self.packing:
+            self.model.set_attn_implementation(NAME)
+        elif config.packing:
+            log.info("model.policy.packing: %s is trained in padded batches, by lengths", config.path)
         # Models come in evaluation mode, in which gradient checkpointing does nothing; without dropout both are equal.
         self.model.train()
         if config.gradient_checkpointing:
@@ -72,34 +55,46 @@ class Policy(nn.Module):
         self,
         chunk: Chunk,
         temperature: float,
-        loss: Callable[[TokenStats], LossOutput] | None = None,
+        loss: VisitLoss | None = None,
         *,
         entropy_temperature: float | None = None,
         entropy_grad: bool = False,
-    ) -> TokenStats | LossOutput:
+    ) -> TokenStats | VisitOutput:
         """Body, head and, if asked for, the loss: all work on the head's weight lies in here.
-
-        This is `head: full`: every answer row goes through the head under plain autograd.
 
         Args:
             chunk: the sequences, S of them; none at all is fine, the result is then empty but connected.
             temperature: the sampling temperature T; log-probabilities are those of logits / T.
-            loss: what to make of the statistics; without it they are returned.
+            loss: tells which tokens it reads and what to make of them; without it the statistics of all are returned.
             entropy_temperature: of the entropies; T if None.
             entropy_grad: whether the entropies are differentiable.
 
         Returns:
-            `TokenStats` of the chunk's N answer tokens, or what `loss` returns.
+            `TokenStats` of the chunk's N answer tokens, or what the visit contributes.
         """
-        stats = token_stats(
-            self._answer_hidden(chunk),
+        x = HeadInput(
+            self._answer_hidden(chunk, None if loss is None else self._needed(chunk, loss)),
             self.head_weight,
             chunk.answer_ids,
             temperature,
-            entropy_temperature,
-            entropy_grad=entropy_grad,
+            temperature if entropy_temperature is None else entropy_temperature,
+            entropy_grad,
         )
-        return stats if loss is None else loss(stats)
+        if loss is not None:
+            out = HEADS[self.head](x, loss)
+            self._count("train", out.head_products)
+            return out
+        self._count("statistics", len(x.targets))
+        # under plain autograd the same rows go through the same products later, and their ratio is exactly 1
+        return token_stats(*x) if self.head == "selected" else plain_stats(*x)
+
+    def _needed(self, chunk: Chunk, loss: VisitLoss) -> Tensor | None:
+        """How many tokens of each answer, its first ones, the loss reads, int64 `[S]`; None if it may read all."""
+        rows = None if self.head == "full" or loss.wants_all else loss.rows()
+        if rows is None:
+            return None
+        needed = torch.zeros_like(chunk.prompt_length)
+        return needed.scatter_reduce(0, chunk.row[rows], chunk.column[rows] + 1, "amax")
 
     @property
     def body(self) -> nn.Module:
@@ -113,95 +108,45 @@ class Policy(nn.Module):
         weight: Tensor = self.model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
         return weight
 
-    def _answer_hidden(self, chunk: Chunk) -> Tensor:
-        """Hidden states that predict the answer tokens, `[N,H]`. Rows are right-padded, so no mask is needed."""
+    def _answer_hidden(self, chunk: Chunk, needed: Tensor | None) -> Tensor:
+        """Hidden states that predict the answer tokens, `[N,H]`; anything for those that are not needed."""
+        self._pass = Work(1, len(chunk.rows))
         if len(chunk.rows) == 0:
-            stand_in = chunk.input_ids.new_zeros(1, 1)
-            return self._body(stand_in)[0, :0]
-        # The last column predicts nothing, and under causal attention padding to the right is never seen.
-        hidden = self._body(chunk.input_ids[:, :-1])
-        row = torch.arange(len(chunk.rows), device=hidden.device)[:, None].expand_as(chunk.answer_mask)
-        return hidden[row[chunk.answer_mask], chunk.answer_positions[chunk.answer_mask] - 1]
+            return self._body(chunk.input_ids.new_zeros(1, 1))[0, :0]
+        length = chunk.prompt_length + chunk.answer_mask.sum(1) - 1  # the last token predicts nothing
+        self._pass += Work(tokens=int(length.sum()), padded_tokens=len(length) * int(length.max()))
+        if not self.packing:
+            return self._padded_hidden(chunk)
+        packed = pack(chunk, needed, segments=chunk.rows.is_cuda)
+        if len(packed.input_ids) == 0:
+            return self._body(chunk.input_ids.new_zeros(1, 1))[0, [0] * len(packed.predicts)]
+        pairs = sum(rows * longest * (longest + 1) // 2 for rows, longest in (b.shape for b in packed.buckets))
+        self._pass += Work(row_tokens=len(packed.input_ids), pairs=pairs)
+        hidden = self._body(
+            packed.input_ids[None],
+            position_ids=packed.position_ids[None],
+            attention_mask=plain_mask(packed.input_ids),
+            packed=packed,
+        )
+        return hidden[0].index_select(0, packed.predicts)
 
-    def _body(self, input_ids: Tensor) -> Tensor:
-        hidden: Tensor = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+    def _padded_hidden(self, chunk: Chunk) -> Tensor:
+        """Sequences of about one length at a time. Rows are right-padded, so no mask is needed."""
+        length = chunk.prompt_length + chunk.answer_mask.sum(1) - 1
+        buckets = buckets_of(length)
+        pairs = sum(len(rows) * longest * (longest + 1) // 2 for rows, longest in buckets)
+        self._pass += Work(row_tokens=sum(len(rows) * longest for rows, longest in buckets), pairs=pairs)
+        hidden = torch.cat([self._body(chunk.input_ids[rows, :longest]).flatten(0, 1) for rows, longest in buckets])
+        start, total = torch.zeros_like(length), 0
+        for rows, longest in buckets:
+            start[rows] = total + torch.arange(len(rows), device=rows.device) * longest
+            total += len(rows) * longest
+        place = start[:, None] + chunk.answer_positions - 1
+        return hidden.index_select(0, place[chunk.answer_mask])
+
+    def _count(self, kind: str, head_products: int) -> None:
+        self.work[kind] += self._pass + Work(head_products=head_products)
+
+    def _body(self, input_ids: Tensor, **settings: object) -> Tensor:
+        hidden: Tensor = self.body(input_ids=input_ids, use_cache=False, **settings).last_hidden_state
         return hidden
-
-
-def load_settings(config: PolicyConfig) -> PretrainedConfig:
-    """Reads the architecture, without weights, and refuses what the head or the ratio would get wrong.
-
-    Raises:
-        FileNotFoundError: `policy.path` names a folder that is not there.
-        OSError: it names a model of the hub that cannot be had.
-        ValueError: the model drops out units, or scales its logits in a way the head does not reproduce.
-    """
-    _check_folder(config)
-    with _named(config):
-        settings: PretrainedConfig = AutoConfig.from_pretrained(config.folder)
-    dropout = {name: value for name, value in vars(settings).items() if "drop" in name and isinstance(value, float)}
-    if any(dropout.values()):
-        raise ValueError(
-            f"model.policy: {config.path} has dropout > 0 ({dropout}); the ratio would be noise. Set it to 0"
-        )
-    scaled = [name for name in _UNSUPPORTED if getattr(settings, name, None) not in (None, 1, 1.0)]
-    if scaled:
-        raise ValueError(
-            f"model.policy: {config.path} changes its logits by {scaled}, which the head does not reproduce"
-        )
-    return settings
-
-
-def load_model(config: PolicyConfig) -> PreTrainedModel:
-    """Loads the model without its generation settings, so that no sampling default of a model card takes effect."""
-    settings = load_settings(config)
-    keywords = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
-    if config.random_init:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, **keywords)  # type: ignore[no-untyped-call]
-    else:
-        with _named(config):
-            model = AutoModelForCausalLM.from_pretrained(config.folder, use_safetensors=True, **keywords)
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:  # type: ignore[no-untyped-call]
-        raise ValueError(f"model.policy: {config.path} has a head with a bias, which is not supported")
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    return model
-
-
-def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model.
-
-    Raises:
-        ValueError: it has no EOS token, so no answer could ever end.
-    """
-    _check_folder(config)
-    with _named(config):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.folder)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"model.policy: the tokenizer of {config.path} has no EOS token, so no answer could ever end")
-    return tokenizer
-
-
-def eos_ids(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """All tokens that end an answer: the tokenizer's, the model's and its generation settings' EOS."""
-    ids = {tokenizer.eos_token_id}
-    settings = [load_settings(config).eos_token_id]
-    with suppress(OSError):  # a model need not have generation settings
-        settings.append(GenerationConfig.from_pretrained(config.folder).eos_token_id)
-    for value in settings:
-        ids |= set(value) if isinstance(value, list) else {value}
-    return tuple(sorted(ids - {None}))
-
-
-@contextmanager
-def _named(config: PolicyConfig) -> Iterator[None]:
-    """Adds the config key to what transformers says of files that are not there."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"model.policy.path = {config.path!r}: {error}") from error
-
-
-def _check_folder(config: PolicyConfig) -> None:
-    looks_local = config.path == "tiny" or config.path.startswith((".", "/", "~")) or config.path.count("/") != 1
-    if looks_local and not (Path(config.folder) / "config.json").is_file():
-        raise FileNotFoundError(f"model.policy.path = {config.path!r}: no folder with a config.json there")

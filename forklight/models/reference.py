@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from forklight.algo.types import Chunk, TokenStats
-from forklight.models.policy import Policy, PolicyConfig
+from forklight.models.loading import PolicyConfig
+from forklight.models.policy import Policy
 
 
 def check_reference(config: PolicyConfig) -> None:

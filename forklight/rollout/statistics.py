@@ -109,14 +109,15 @@ class Statistics:
         self.check(lesson, chunk, stats)
         return stats
 
-    def check(self, lesson: Lesson, chunk: Chunk, stats: TokenStats) -> None:
-        """Stops all ranks at the first number that is not finite, and says where it stands.
+    def check(self, lesson: Lesson, chunk: Chunk, stats: TokenStats, tokens: Tensor | slice = slice(None)) -> None:
+        """Stops all ranks at the first number of some tokens that is not finite, and says where it stands.
 
         Raises:
             NonFiniteError: a log-probability or an entropy is NaN or infinite, on this rank or another.
         """
         logp, entropy = stats.logp.detach(), stats.entropy.detach()
-        broken = ~(logp.isfinite() & entropy.isfinite())
+        broken = torch.zeros_like(logp, dtype=torch.bool)
+        broken[tokens] = ~(logp.isfinite() & entropy.isfinite())[tokens]
         if not self.ranks.any(bool(broken.any())):
             return
         if not broken.any():

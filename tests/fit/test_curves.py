@@ -10,10 +10,13 @@ K, A, ROLLOUTS = 4, 2, 3
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """The curves of three rollouts of four updates of two micro-batches, evaluated after every second rollout."""
+    """The curves of three rollouts of four updates of two micro-batches, evaluated after every second rollout.
+
+    With the head that looks at every token: others say nothing of the ratios of dropped ones at later updates.
+    """
     folder = tmp_path_factory.mktemp("curves") / "run"
     more = ("--data.updates_per_rollout", K, "--trainer.accumulate_grad_batches", A, "--data.eval_every_rollouts", 2)
-    fit(folder, *more, steps=K * ROLLOUTS)
+    fit(folder, *more, "--model.policy.head", "full", steps=K * ROLLOUTS)
     return curves(folder)
 
 
@@ -31,8 +34,9 @@ PER_UPDATE = {
 }
 
 
-def test_every_curve_is_in_one_of_seven_groups(found):
-    assert {tag.split("/")[0] for tag in found} == {"rollout", "train", "fork", "mismatch", "verify", "val", "time"}
+def test_every_curve_is_in_one_of_eight_groups(found):
+    groups = {"rollout", "train", "fork", "mismatch", "verify", "val", "time", "throughput"}
+    assert {tag.split("/")[0] for tag in found} == groups
 
 
 def test_what_an_update_did_stands_at_its_number(found):
@@ -58,6 +62,10 @@ def test_times_stand_at_the_last_update_of_a_rollout(found):
     parts = {f"time/{part}" for part in ("sample", "verify", "statistics", "forward", "backward", "optimizer")}
     assert times >= parts | {"time/rollout", "time/tokens_per_second"}
     for tag in times:
+        assert steps(found[tag]) == [K * (rollout + 1) for rollout in range(ROLLOUTS)], tag
+    spared = {tag for tag in found if tag.startswith("throughput/")}
+    assert spared >= {f"throughput/{name}" for name in ("head_share", "prefix_ratio", "packing_ratio", "skipped_share")}
+    for tag in spared:
         assert steps(found[tag]) == [K * (rollout + 1) for rollout in range(ROLLOUTS)], tag
     for rollout, (_, whole) in enumerate(found["time/rollout"]):
         assert 0 < sum(found[part][rollout][1] for part in parts) <= whole

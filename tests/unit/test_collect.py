@@ -8,7 +8,7 @@ from forklight.algo.advantages import estimate_advantages, group_advantages
 from forklight.algo.plan import update_and_rank
 from forklight.data.prompts import PromptTemplate
 from forklight.data.visits import ProblemStream, PromptBatch
-from forklight.models.policy import PolicyConfig, load_tokenizer
+from forklight.models.loading import PolicyConfig, load_tokenizer
 from forklight.rollout.answers import Answerer
 from forklight.rollout.collect import Collector, RolloutSpec
 from forklight.rollout.hf import HFSampler

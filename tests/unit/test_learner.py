@@ -3,6 +3,7 @@ import copy
 import itertools
 import random
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import pytest
 import torch
@@ -17,12 +18,14 @@ from forklight.algo.noise import hash_bits
 from forklight.algo.plan import update_and_rank
 from forklight.algo.selection import ForkSelection
 from forklight.algo.terms import Loss
-from forklight.algo.types import Experience, TokenStats
-from forklight.models import Policy, PolicyConfig, Reference
+from forklight.algo.types import Experience
+from forklight.models import Policy, PolicyConfig, Reference, heads
+from forklight.models.heads import HeadName
 from forklight.rollout import choose
 from forklight.rollout.learn import Learner
 from forklight.rollout.lesson import NonFiniteError
 
+HEADS = get_args(HeadName)
 MICRO_BATCHES = (1, 2, 4)
 SEED, ROLLOUT = 7, 3
 NOISE_SEED = int(hash_bits(SEED, ROLLOUT))
@@ -219,6 +222,11 @@ def take_step(policy, gradients, size=0.2):
             parameter -= size / norm * gradient
 
 
+def turned(number):
+    """The heads in an order that changes with the number: a case for every head would take three times as long."""
+    return HEADS[number % 3 :] + HEADS[: number % 3]
+
+
 def begin(learner, x, case, micro_batches):
     return learner.begin(x, rollout=ROLLOUT, updates=case.updates, micro_batches=micro_batches)
 
@@ -235,7 +243,9 @@ def test_every_case_is_the_oracle(case, path):
     lessons = [begin(learner, x, case, count) for count in MICRO_BATCHES]
     for update in range(case.updates):
         expected = None
-        for lesson in lessons:
+        # each number of micro-batches has a head of its own, in every case another one
+        for lesson, head in zip(lessons, turned(CASES.index(case)), strict=True):
+            policy.head = head
             if expected is None or case.depends_on_visits:
                 sets = [lesson.plan.looked_at(visit).tolist() for visit in lesson.plan.visits_of(update)]
                 expected = case.expected(x, update, policy, old, reference, sets=sets, visits=sets)
@@ -271,31 +281,34 @@ def test_ratios_leave_the_range_and_the_dual_bound_in_these_cases(path):
 # -- the mask ----------------------------------------------------------------------------------------------------------
 
 
-class Spy(Policy):
-    """Keeps the log-probabilities that the loss was made of, with their gradients."""
+def watch_head(monkeypatch, name, change=lambda hidden: hidden):
+    """A list that the hidden states of every visit join, `[N,H]`, changed and later with their gradients."""
+    states, head = [], heads.HEADS[name]
 
-    def forward(self, chunk, temperature, loss=None, **settings):
-        def spied(stats):
-            stats.logp.retain_grad()
-            self.logp = stats.logp
-            return loss(stats)
+    def watched(x, loss):
+        hidden = change(x.hidden)
+        hidden.retain_grad()
+        states.append(hidden)
+        return head(x._replace(hidden=hidden), loss)
 
-        return super().forward(chunk, temperature, loss and spied, **settings)
+    monkeypatch.setitem(heads.HEADS, name, watched)
+    return states
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("case", [Case(), Case(keep="bottom"), Case(updates=3, keep="random")], ids=str)
-def test_tokens_outside_the_mask_have_exactly_no_gradient(case, path):
+def test_tokens_outside_the_mask_have_exactly_no_gradient(case, head, path, monkeypatch):
     x = experience(2, updates=case.updates, shares=(0.0, 0.0, 1.0))
-    policy = Spy(PolicyConfig(path=path, dtype="float32"))
-    learner = case.learner()
+    policy, learner = load(path, "float32", head=head), case.learner()
+    states = watch_head(monkeypatch, head)
     lesson = begin(learner, x, case, 2)
     learner.prepare_update(lesson, 0, policy, None)
     for visit in lesson.plan.visits_of(0):
         learner.loss(lesson, visit, policy)[0].backward()
         chunk = lesson.experience.chunk(lesson.plan.train[visit])
-        kept = lesson.experience.fork_mask[chunk.rows][:, : chunk.answer_mask.shape[1]][chunk.answer_mask]
+        kept = chunk.read(lesson.experience.fork_mask)
         assert 0 < kept.sum() < len(kept)
-        assert torch.equal(policy.logp.grad != 0, kept)
+        assert torch.equal(states[-1].grad.any(-1), kept)
 
 
 @pytest.mark.parametrize("updates", [1, 3])
@@ -304,7 +317,7 @@ def test_tokens_outside_the_mask_have_exactly_no_gradient(case, path):
 def test_rho_1_is_all_tokens_bit_for_bit(updates, scope, micro_batches, path):
     # a group with single zeros has rows that only the ranking reads; cut in two they would move other rows
     x = experience(4, updates=updates, shares=(0.0, 1.0, 0.0) if micro_batches == 1 else (0.0, 0.0, 1.0))
-    policy, results = load(path, "float32"), []
+    policy, results = load(path, "float32", head="full"), []
     for keep in ("top", "bottom", "random", "all"):
         case = Case(updates=updates, keep=keep, scope=scope, rho=1.0)
         learner = case.learner()
@@ -317,16 +330,37 @@ def test_rho_1_is_all_tokens_bit_for_bit(updates, scope, micro_batches, path):
         assert all(map(torch.equal, same_gradients, gradients))
 
 
+@pytest.mark.parametrize("head", ["selected", "gathered"])
+@pytest.mark.parametrize("updates", [1, 3])
+def test_rho_1_is_all_tokens_whatever_the_head(head, updates, path):
+    x = experience(4, updates=updates, shares=(0.0, 1.0, 0.0))
+    policy, results = load(path, "float32"), []
+    for keep in ("all", "top", "random"):
+        policy.head = "full" if keep == "all" else head
+        case = Case(updates=updates, keep=keep, rho=1.0)
+        learner = case.learner()
+        results.append(run_update(learner, begin(learner, x, case, 1), 0, policy)[:2])
+    (loss, gradients), *others = results
+    for same_loss, same_gradients in others:
+        assert same_loss == pytest.approx(loss, rel=1e-5)
+        assert apart(same_gradients, gradients) < 1e-5
+
+
+WITHOUT_ADVANTAGE = [
+    *(Case(updates=u, keep=k, scope=s) for u in (1, 3) for k in ("top", "all") for s in CHOICES["scope"]),
+    Case(keep="random"),
+    Case(over="answers"),
+    Case(updates=3, entropy_of="current"),
+    Case(updates=3, objective="Gspo"),
+    Case(entropy_coef=0.1, terms=("policy", "entropy")),
+]
+
+
 @pytest.mark.parametrize("micro_batches", [1, 2])
-@pytest.mark.parametrize(
-    "case",
-    [Case(updates=u, keep=k, scope=s) for u in (1, 3) for k in ("top", "all") for s in CHOICES["scope"]]
-    + [Case(keep="random"), Case(over="answers"), Case(updates=3, entropy_of="current")],
-    ids=str,
-)
+@pytest.mark.parametrize("case", WITHOUT_ADVANTAGE, ids=str)
 def test_a_rollout_without_any_advantage_has_a_connected_zero_loss(case, micro_batches, path):
     x = experience(0, updates=case.updates, shares=(1.0, 0.0, 0.0))
-    policy = load(path)
+    policy = load(path, head=turned(WITHOUT_ADVANTAGE.index(case))[micro_batches])
     learner = case.learner()
     lesson = begin(learner, x, case, micro_batches)
     for update in range(case.updates):
@@ -350,35 +384,67 @@ def autocast():
 @pytest.mark.parametrize("context", [contextlib.nullcontext, autocast])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("case", [Case(updates=3), Case(updates=3, keep="all", entropy_of="current")], ids=str)
-def test_first_ratio_is_exactly_1(case, checkpointing, context, micro_batches, path):
-    policy = load(path, "float32", gradient_checkpointing=checkpointing)
-    learner = case.learner(context=context)
-    lesson = begin(learner, experience(3, updates=3, shares=(0.0, 0.5, 0.5)), case, micro_batches)
-    learner.prepare_update(lesson, 0, policy, None)
+def test_the_ratio_of_a_policy_to_itself_is_exactly_1_with_the_full_head(
+    case, checkpointing, context, micro_batches, path
+):
+    policy = load(path, "float32", gradient_checkpointing=checkpointing, head="full")
     tokens = 0
-    for visit in lesson.plan.visits_of(0):
-        with context():
-            _, sums = learner.loss(lesson, visit, policy)
+    for sums in visits_without_a_step(case, policy, context, micro_batches, update=1):
         tokens += sums["kept_tokens"]
         assert sums["kept_ratio_sum"] == sums["kept_tokens"]
         assert sums["kept_approx_kl_sum"] == 0
     assert tokens > 0
 
 
+@pytest.mark.parametrize("head", ["selected", "gathered"])
+@pytest.mark.parametrize(("context", "tolerance"), [(contextlib.nullcontext, 1e-5), (autocast, 1e-2)])
+@pytest.mark.parametrize("case", [Case(updates=3), Case(updates=3, keep="all", entropy_of="current")], ids=str)
+def test_the_ratio_of_a_policy_to_itself_is_nearly_1_with_the_other_heads(case, context, tolerance, head, path):
+    """Other numbers of rows take other product kernels."""
+    tokens = 0
+    for sums in visits_without_a_step(case, load(path, "float32", head=head), context, 2, update=1):
+        tokens += sums["kept_tokens"]
+        assert sums["kept_ratio_sum"].item() == pytest.approx(sums["kept_tokens"].item(), rel=tolerance)
+        assert sums["kept_ratio_max"].item() == pytest.approx(1, abs=tolerance)
+    assert tokens > 0
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("context", [contextlib.nullcontext, autocast])
+def test_the_first_updates_ratio_is_exactly_1(context, head, path):
+    for micro_batches, case in ((1, Case()), (2, Case()), (2, Case(keep="all")), (2, Case(updates=3))):
+        for sums in visits_without_a_step(case, load(path, "float32", head=head), context, micro_batches):
+            assert sums["kept_ratio_sum"] == sums["kept_tokens"] > 0
+            assert sums["kept_approx_kl_sum"] == 0
+
+
+def visits_without_a_step(case, policy, context, micro_batches, update=0):
+    """The metrics of an update's visits while the policy is still the one before the first."""
+    learner = case.learner(context=context)
+    x = experience(3, updates=case.updates, shares=(0.0, 0.5, 0.5))
+    lesson = begin(learner, x, case, micro_batches)
+    for number in range(update + 1):
+        learner.prepare_update(lesson, number, policy, None)
+    for visit in lesson.plan.visits_of(update):
+        with context():
+            yield learner.loss(lesson, visit, policy)[1]
+
+
 def test_old_log_probs_outside_of_the_precision_context_are_other_ones(path):
-    """The negative control of the test above."""
-    policy, case = load(path, "float32"), Case(updates=3)
+    """The negative control of the tests above."""
+    policy, case = load(path, "float32", head="full"), Case(updates=3)
     learner = case.learner()
     lesson = begin(learner, experience(3, updates=3, shares=(0.0, 0.5, 0.5)), case, 1)
     learner.prepare_update(lesson, 0, policy, None)
     with autocast():
-        _, sums = learner.loss(lesson, 0, policy)
+        _, sums = learner.loss(lesson, 1, policy)
     assert sums["kept_approx_kl_sum"] > 0
 
 
-def test_a_pass_over_watched_rows_leaves_the_gradient_alone_under_autocast(path):
+@pytest.mark.parametrize(("head", "tolerance"), [("full", 0), ("gathered", 2e-2), ("selected", 2e-2)])
+def test_a_pass_over_watched_rows_leaves_the_gradient_alone_under_autocast(head, tolerance, path):
     """The watched rows run without gradients in the same autocast context, whose cache of weights must not stay."""
-    policy, case = load(path, "float32"), Case(over="answers", rho=1.0, denominator="answer")
+    policy, case = load(path, "float32", head=head), Case(over="answers", rho=1.0, denominator="answer")
     x = experience(0)
     watching, alone = case.learner(context=autocast), replace(case, keep="all").learner(context=autocast)
     gradients = []
@@ -387,7 +453,7 @@ def test_a_pass_over_watched_rows_leaves_the_gradient_alone_under_autocast(path)
         with autocast():
             gradients.append(run_update(learner, lesson, 0, policy)[1])
     assert all(gradient.any() for gradient in gradients[0])
-    assert all(map(torch.equal, *gradients))
+    assert apart(*gradients) <= tolerance
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------------
@@ -421,7 +487,8 @@ def test_two_ranks_are_the_oracle(case, micro_batches, path):
     old = load(path)
     reference = moved_reference(path) if case.kl_coef else None
 
-    policies = [load(path), load(path)]
+    head = turned(RANK_CASES.index(case))[micro_batches]
+    policies = [load(path, head=head), load(path, head=head)]
 
     def train(ranks):
         policy, seen, results = policies[ranks.rank], [], []
@@ -537,12 +604,19 @@ def test_no_pass_runs_twice(case, micro_batches, first, later, inside, path):
     assert sorted(in_reference) == (rows((T,)) if reference else [])
 
 
-@pytest.mark.parametrize("entropy_of", ["old", "current"])
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_a_saved_rollout_goes_on_bit_for_bit(entropy_of, micro_batches, path):
+@pytest.mark.parametrize(
+    ("entropy_of", "micro_batches", "head"),
+    [
+        *(("old", 1, head) for head in HEADS),
+        *(("current", 2, head) for head in HEADS),
+        ("old", 2, "selected"),
+        ("current", 1, "selected"),
+    ],
+)
+def test_a_saved_rollout_goes_on_bit_for_bit(entropy_of, micro_batches, head, path):
     case = Case(updates=3, entropy_of=entropy_of)
     learner = case.learner()
-    policy = load(path, "float32")
+    policy = load(path, "float32", head=head)
     lesson = begin(learner, experience(6, updates=3, shares=(0.0, 0.3, 0.7)), case, micro_batches)
     take_step(policy, run_update(learner, lesson, 0, policy)[1])
     saved = {name: tensor.clone() for name, tensor in lesson.experience.state_dict().items()}
@@ -593,21 +667,21 @@ def train(learner, x, micro_batches, policy, reference, updates=3):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_no_objective_depends_on_micro_batches_or_ranks(name, path):
+def test_no_objective_depends_on_micro_batches_or_ranks_or_the_head(name, path):
     settings, x = OBJECTIVES[name], experience(5, updates=3, shares=(0.2, 0.3, 0.5))
     reference = moved_reference(path) if settings.needs_reference else None
 
     def learner(**more):
         return Learner(settings, length_limit=LIMIT, seed=SEED, **more)
 
-    alone, lesson = train(learner(), x, 1, load(path), reference)
+    alone, lesson = train(learner(), x, 1, load(path, head="full"), reference)
     whole = lesson.experience
     assert any(gradient.any() for gradient in alone[0][1])
     if settings.objective.covariance is not None:
         assert whole.cov_mask.any()
         assert not (whole.cov_mask & ~whole.fork_mask).any()
-    for micro_batches in (2, 3):
-        results, other = train(learner(), x, micro_batches, load(path), reference)
+    for micro_batches, head in ((2, "gathered"), (3, "selected")):
+        results, other = train(learner(), x, micro_batches, load(path, head=head), reference)
         assert_alike(alone, results)
         assert torch.equal(other.experience.fork_mask, whole.fork_mask)
         if settings.objective.covariance is not None:
@@ -629,16 +703,17 @@ def assert_alike(expected, results):
         assert apart(others, gradients) < 1e-12
 
 
-def test_an_objective_for_all_tokens_trains_the_dropped_ones(path):
+@pytest.mark.parametrize("head", HEADS)
+def test_an_objective_for_all_tokens_trains_the_dropped_ones(head, path, monkeypatch):
     settings, x = OBJECTIVES["archer"], experience(5, shares=(0.0, 0.0, 1.0))
     reference = moved_reference(path)
-    policy = Spy(PolicyConfig(path=path, dtype="float64"))
-    learner = Learner(settings, length_limit=LIMIT)
+    policy = load(path, head=head)
+    states, learner = watch_head(monkeypatch, head), Learner(settings, length_limit=LIMIT)
     lesson = learner.begin(x, rollout=0, updates=1, micro_batches=1)
     learner.prepare_update(lesson, 0, policy, reference)
     loss, sums = learner.loss(lesson, 0, policy)
     loss.backward()
-    assert policy.logp.grad.all()
+    assert states[-1].grad.any(-1).all()
     assert sums["dropped_tokens"] > 0
 
 
@@ -680,24 +755,75 @@ def test_a_correction_weighs_the_policy_term_alone(path):
     assert sums["kept_mismatch_tokens"] == sums["kept_tokens"]
 
 
+class Spoilt:
+    """A visit's loss that hears of other statistics than the head has found."""
+
+    def __init__(self, visit, spoil):
+        self.visit, self.spoil = visit, spoil
+
+    def __getattr__(self, name):
+        return getattr(self.visit, name)
+
+    def see(self, stats):
+        self.visit.see(self.spoil(stats))
+
+    def total(self, stats):
+        return self.visit.total(self.spoil(stats))
+
+
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("what", ["logp", "entropy"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_a_number_that_is_not_finite_stops_with_its_place(what, micro_batches, path):
+def test_a_number_that_is_not_finite_stops_with_its_place(what, micro_batches, head, path):
     class Broken(Policy):
         def forward(self, chunk, temperature, loss=None, **settings):
-            stats = super().forward(chunk, temperature, **settings)
-            bad = torch.isin(chunk.rows[chunk.row], torch.tensor([4])) & (chunk.column == 1)
-            values = {"logp": stats.logp, "entropy": stats.entropy}
-            values[what] = torch.where(bad, -torch.inf if what == "logp" else torch.nan, values[what])
-            stats = TokenStats(**values)
-            return stats if loss is None else loss(stats)
+            def spoil(stats):
+                bad = (chunk.rows[chunk.row] == 4) & (chunk.column == 1)
+                value = -torch.inf if what == "logp" else torch.nan
+                return replace(stats, **{what: torch.where(bad, value, getattr(stats, what))})
+
+            if loss is None:
+                return spoil(super().forward(chunk, temperature, **settings))
+            return super().forward(chunk, temperature, Spoilt(loss, spoil), **settings)
 
     x = experience(5, shares=(0.0, 0.0, 1.0))
     assert x.answer_length[4] > 1
     learner = Learner(Loss())
     lesson = learner.begin(x, rollout=9, updates=1, micro_batches=micro_batches, uids={1: "abc"})
     with pytest.raises(NonFiniteError, match="rollout 9: token 1 of an answer to problem abc has log-probability"):
-        run_update(learner, lesson, 0, Broken(PolicyConfig(path=path, dtype="float64")))
+        run_update(learner, lesson, 0, Broken(PolicyConfig(path=path, dtype="float64", head=head)))
+
+
+@pytest.mark.parametrize("objective", ["Dapo", "Gspo"])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_number_that_is_not_finite_stops_where_the_loss_reads_it(head, objective, path, monkeypatch):
+    """The full head reads all tokens; the others those of the mask, where the statistics are known."""
+    case = Case(updates=3, objective=objective)
+    policy, learner = load(path, head=head), case.learner()
+    lesson = learner.begin(
+        experience(5, updates=3, shares=(0.0, 0.0, 1.0)), rollout=9, updates=3, micro_batches=1, uids={2: "a", 3: "a"}
+    )
+    learner.prepare_update(lesson, 0, policy, None)
+    learner.prepare_update(lesson, 1, policy, None)
+    (visit,) = lesson.plan.visits_of(1)
+    chunk = lesson.experience.chunk(lesson.plan.train[visit])
+    kept = chunk.read(lesson.experience.fork_mask)
+    loss, _ = learner.loss(lesson, visit, policy)
+    expected = torch.autograd.grad(loss, parameters(policy))
+    for token, read in ((int(kept.nonzero()[-1]), True), (int((~kept).nonzero()[-1]), head == "full")):
+        bad = (torch.arange(len(kept)) == token)[:, None]
+        with monkeypatch.context() as patch:
+            watch_head(patch, head, lambda hidden, bad=bad: torch.where(bad, torch.nan, hidden))
+            if read:
+                with pytest.raises(
+                    NonFiniteError, match=rf"token {int(chunk.column[token])} of .* problem a has .* nan"
+                ):
+                    learner.loss(lesson, visit, policy)
+                continue
+            found, sums = learner.loss(lesson, visit, policy)
+            assert found.item() == pytest.approx(loss.item(), rel=1e-12)
+            assert apart(torch.autograd.grad(found, parameters(policy)), expected) < 1e-12
+            assert sums["dropped_tokens"] == sums["leaked"] == 0
 
 
 def test_a_score_of_ones_own_that_fails_on_one_rank_stops_all_of_them(path):
@@ -752,14 +878,31 @@ def test_contexts_are_compared_in_any_blocks(keep, path, monkeypatch):
     assert torch.equal(masks[0], masks[2])
 
 
-def test_a_loss_of_value_zero_outside_of_the_mask_is_seen(path):
-    class Deaf(objectives.Dapo):
-        def token_loss(self, tokens):
-            found = super().token_loss(tokens)
-            return replace(found, loss=-tokens.advantages * (tokens.logp - tokens.old_logp))
+class Deaf(objectives.Dapo):
+    """Trains all tokens, whatever the mask; while the ratio is 1 the loss is 0."""
 
-    learner = Learner(Loss(objective=Deaf()))
-    lesson = learner.begin(experience(5, shares=(0.0, 0.0, 1.0)), rollout=0, updates=1, micro_batches=1)
-    loss, _, sums = run_update(learner, lesson, 0, load(path))
-    assert loss == 0
-    assert sums["leaked"] == sums["dropped_tokens"] > 0
+    def __init__(self, separable):
+        super().__init__()
+        self.separable = separable
+
+    def token_loss(self, tokens):
+        found = super().token_loss(tokens)
+        return replace(found, loss=-tokens.advantages * (tokens.logp - tokens.old_logp))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize(("updates", "kl"), [(1, 0.0), (1, 0.1), (3, 0.0), (3, 0.1)])
+def test_a_loss_of_value_zero_outside_of_the_mask_is_seen(updates, kl, separable, head, path):
+    """Also where a KL term of all tokens makes the head look at the dropped ones."""
+    reference = moved_reference(path) if kl else None
+    for micro_batches in (1, 2):
+        learner = Learner(Loss(objective=Deaf(separable), kl=KLTerm(kl)))
+        x = experience(5, updates=updates, shares=(0.0, 0.0, 1.0))
+        lesson = learner.begin(x, rollout=0, updates=updates, micro_batches=micro_batches)
+        policy = load(path, head=head)
+        learner.prepare_update(lesson, 0, policy, reference)
+        for visit in lesson.plan.visits_of(0):
+            _, sums = learner.loss(lesson, visit, policy)
+            chunk = lesson.experience.chunk(lesson.plan.train[visit])
+            assert sums["leaked"] == (~chunk.read(lesson.experience.fork_mask)).sum() > 0

@@ -1,6 +1,7 @@
 import copy
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from tiny import EOS, experience, load, poison, write_model
 from transformers import AutoModelForCausalLM, GenerationConfig, PhiConfig
 
 from forklight.algo.kl import KLTerm
-from forklight.algo.types import LossOutput
 from forklight.models import Policy, PolicyConfig, Reference
-from forklight.models.policy import eos_ids, load_tokenizer
+from forklight.models.heads import HeadName, VisitOutput
+from forklight.models.loading import eos_ids, load_tokenizer
 from forklight.module import ForkGRPOModule
 
 ROWS = torch.arange(18)
+HEADS = get_args(HeadName)
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +25,35 @@ def path(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("policy"))
 
 
-def loss_of(stats):
-    return LossOutput(stats.logp.sum(), None)
+class SumOfLogp:
+    """The sum of the log-probabilities of all tokens of a chunk."""
+
+    separable, wants_all = True, False
+
+    def __init__(self, chunk):
+        self.chunk = chunk
+
+    def rows(self):
+        return torch.arange(len(self.chunk.row))
+
+    def see(self, stats):
+        pass
+
+    def token_loss(self, stats, rows):
+        return stats.logp
+
+    def total(self, stats):
+        return VisitOutput(stats.logp.sum(), {"tokens": stats.logp.isfinite().sum()})
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("attention", "head"), [("sdpa", "selected"), ("sdpa", "full"), ("eager", "gathered")])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_statistics_are_those_of_the_whole_model(tmp_path, attention, tied, temperature):
-    policy = load(write_model(tmp_path, tie_word_embeddings=tied), attention=attention)
+def test_statistics_are_those_of_the_whole_model(tmp_path, attention, head, tied, temperature):
+    policy = load(write_model(tmp_path, tie_word_embeddings=tied), attention=attention, head=head)
     x = experience(1)
     stats = policy(x.chunk(ROWS), temperature)
     alone = stats_of(policy.model, x, ROWS.tolist(), temperature, temperature)
@@ -58,20 +77,29 @@ def test_rows_and_padding_of_a_chunk(path):
     torch.testing.assert_close(some.logp, logp[rows][x.answer_mask[rows]], rtol=1e-12, atol=1e-12)
 
 
-def test_loss_is_made_inside_and_returned(path):
-    policy, x = load(path), experience(3)
-    out = policy(x.chunk(ROWS), 1.0, loss_of)
-    assert isinstance(out, LossOutput)
-    assert torch.equal(out.policy_sum, policy(x.chunk(ROWS), 1.0).logp.sum())
+@pytest.mark.parametrize("head", HEADS)
+def test_loss_is_made_inside_and_returned(path, head):
+    policy, chunk = load(path, head=head), experience(3).chunk(ROWS)
+    loss = SumOfLogp(chunk)
+    out = policy(chunk, 1.0, loss)
+    assert isinstance(out, VisitOutput)
+    stats = policy(chunk, 1.0)
+    assert out.loss.item() == pytest.approx(stats.logp.sum().item(), rel=1e-12)
+    assert out.metrics["tokens"] == len(chunk.row)
+    found = torch.autograd.grad(out.loss, list(policy.parameters()))
+    expected = torch.autograd.grad(stats.logp.sum(), list(policy.parameters()))
+    for gradient, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_chunk_without_rows_is_connected_to_every_parameter(path, checkpointing):
-    policy = load(path, gradient_checkpointing=checkpointing)
+def test_a_chunk_without_rows_is_connected_to_every_parameter(path, checkpointing, head):
+    policy = load(path, gradient_checkpointing=checkpointing, head=head)
     chunk = experience(3).chunk(torch.zeros(0, dtype=torch.int64))
     stats = policy(chunk, 1.0)
     assert stats.logp.shape == stats.entropy.shape == (0,)
-    policy(chunk, 1.0, loss_of).policy_sum.backward()
+    policy(chunk, 1.0, SumOfLogp(chunk)).loss.backward()
     for parameter in policy.parameters():
         assert parameter.grad is not None
         assert not parameter.grad.any()
@@ -82,16 +110,18 @@ def test_gradient_checkpointing_recomputes_the_same_gradients(path):
     for checkpointing in (False, True):
         policy, calls = load(path, gradient_checkpointing=checkpointing), []
         policy.model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
-        policy(experience(4).chunk(ROWS), 1.0, loss_of).policy_sum.backward()
+        chunk = experience(4).chunk(ROWS)
+        policy(chunk, 1.0, SumOfLogp(chunk)).loss.backward()
         gradients.append([parameter.grad for parameter in policy.parameters()])
         assert len(calls) == 1 + checkpointing
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("head", ["selected", "full"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_statistics_are_at_least_float32(path, dtype):
-    policy = load(path, dtype)
+def test_statistics_are_at_least_float32(path, dtype, head):
+    policy = load(path, dtype, head=head)
     assert policy.head_weight.dtype == getattr(torch, dtype)
     stats = policy(experience(0).chunk(ROWS), 1.0)
     assert stats.logp.dtype == stats.entropy.dtype == (torch.float64 if dtype == "float64" else torch.float32)

@@ -6,10 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import EOS, VOCABULARY, load, poison, write_model
+from transformers import AutoModelForCausalLM, Lfm2Config
 
 from forklight.algo.noise import hash_uniform
-from forklight.models.policy import PolicyConfig, eos_ids, load_tokenizer
-from forklight.rollout.hf import HFSampler, draw
+from forklight.models.loading import PolicyConfig, eos_ids, load_tokenizer
+from forklight.rollout.draw import _TILE_ELEMENTS, draw
+from forklight.rollout.hf import HFSampler
 from forklight.rollout.sampler import Decoding, Sampler
 
 PROMPTS = [[5, 9, 33], [7], [12, 3, 44, 8, 21, 30, 2], [9, 9], [40, 41, 42, 43]]
@@ -86,6 +88,21 @@ def test_another_key_gives_other_answers_to_the_same_prompt(policy):
     first, second, same = sample(policy, [PROMPTS[0]] * 3, [1, 2, 1], 4)
     assert first == same
     assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [prompt[:1] * 3 for prompt in PROMPTS]])
+def test_long_answers_do_not_depend_on_the_batch_size(path, prompts):
+    """More tokens than storage has room for at first; answers leave the batch at many positions."""
+    policy, ends = load(path), (EOS, 3, 6)
+    whole = sampled(policy, prompts, KEYS, 4, length=80, eos=ends)
+    lengths = {len(answer.token_ids) for group in whole for answer in group}
+    assert len(lengths) > 6
+    assert max(lengths) == 80
+    again = sampled(policy, prompts, KEYS, 4, length=80, eos=ends, batch_size=8)
+    for group, expected in zip(again, whole, strict=True):
+        for answer, other in zip(group, expected, strict=True):
+            assert answer.token_ids == other.token_ids
+            assert list(answer.logp) == pytest.approx(list(other.logp), abs=1e-6)
 
 
 # -- what is sampled ---------------------------------------------------------------------------------------------------
@@ -242,7 +259,8 @@ def test_draw_in_tiles_is_draw_in_one(monkeypatch):
         pair = partial(draw, hidden, weight, noise_of(23), 0.8, **truncation)
         whole = pair()
         with monkeypatch.context() as patch:
-            patch.setattr("forklight.rollout.hf._TILE_ELEMENTS", 9 * 4)
+            patch.setattr("forklight.rollout.draw._LOGITS_ELEMENTS", 9 * 4)
+            patch.setitem(_TILE_ELEMENTS, "cpu", 9 * 3)
             tiled = pair()
         assert torch.equal(tiled[0], whole[0])
         torch.testing.assert_close(tiled[1], whole[1], rtol=1e-6, atol=1e-6)  # another product kernel
@@ -285,6 +303,54 @@ def test_every_answer_tells_the_log_probabilities_of_a_plain_forward(path, dtype
 def test_greedy_answers_are_certain(policy):
     for [answer] in sampled(policy, PROMPTS, KEYS, temperature=0.0):
         assert list(answer.logp) == [0.0] * len(answer.token_ids)
+
+
+SLIDING = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 4,
+    "use_sliding_window": True,
+}
+
+
+def write_convolutions(folder):
+    """A hybrid: one layer keeps the last inputs of a convolution, the other keys and values."""
+    config = Lfm2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        layer_types=["conv", "full_attention"],
+        block_auto_adjust_ff_dim=False,
+        initializer_range=0.5,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("write", "attention"),
+    [
+        (write_model, "eager"),
+        (partial(write_model, **SLIDING), "sdpa"),
+        (partial(write_model, **SLIDING), "eager"),
+        (write_convolutions, "sdpa"),
+    ],
+)
+def test_other_kinds_of_layers_are_sampled_from_the_whole_model_too(tmp_path, write, attention):
+    policy = load(write(tmp_path), "float32", attention=attention)
+    groups = sampled(policy, PROMPTS, KEYS, 4, length=30)
+    assert sum(len(answer.token_ids) for group in groups for answer in group) > 150
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for ids, logp in group:
+            expected = plain_logp(policy, prompt, ids, 1.0)[torch.arange(len(ids)), ids]
+            torch.testing.assert_close(torch.tensor(logp, dtype=torch.float64), expected, rtol=3e-5, atol=3e-5)
 
 
 # -- logits that are not finite ----------------------------------------------------------------------------------------
@@ -417,6 +483,27 @@ def test_a_truncated_draw_is_the_inverse_cdf_over_the_allowed_tokens(weights, to
     assert logp.item() == pytest.approx(torch.tensor(probability[token] / whole).double().log().item(), abs=1e-6)
     below = sum(probability[i] for i in allowed if i < token) / whole
     assert below - 1e-9 <= uniform <= below + probability[token] / whole + 1e-9
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.9, 0), (1.0, 40), (0.8, 40), (0.5, 700)])
+def test_a_truncated_draw_from_a_large_vocabulary_is_that_of_sorting_it(top_p, top_k):
+    """Peaked rows, a flat one whose set is large, one with ties throughout and one that is not finite."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(6, 4000, generator=generator, dtype=torch.float64) * torch.tensor(
+        [[3], [3], [4], [0.1], [2], [1]]
+    )
+    logits[4] = logits[4].round()
+    hidden = torch.eye(6, dtype=torch.float64)
+    hidden[5] = torch.nan
+    token, logp = draw(hidden, logits.T, noise_of(6), 1.0, top_p=top_p, top_k=top_k)
+    assert logp.isnan().tolist() == [False] * 5 + [True]
+    probability = logits.softmax(-1)
+    for row in range(5):
+        allowed = torch.zeros(4000, dtype=torch.float64)
+        allowed[kept(probability[row].tolist(), top_p, top_k)] = 1
+        cut = probability[row] * allowed / (probability[row] * allowed).sum()
+        assert token[row] == torch.searchsorted(cut.cumsum(-1), noise_of(6)[row], right=True)
+        assert logp[row].item() == pytest.approx(cut[token[row]].log().item(), abs=1e-9)
 
 
 def test_truncation_that_cuts_nothing_changes_no_token(policy):

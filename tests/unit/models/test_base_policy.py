@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forklight.models.policy import TINY
+from forklight.models.loading import TINY
 
 WEIGHTS = TINY / "model.safetensors"
 PROVENANCE = json.loads((TINY / "provenance.json").read_text())

@@ -1,0 +1,105 @@
+"""Attention over one row of many sequences, behind the attention interface of transformers.
+
+The function registered as `forklight` is transformers' own `sdpa` unless a forward pass hands it a `Packed` row: then
+the tokens of a bucket are gathered into a batch, in which all answers of a group have the same tokens as their prompt.
+On a GPU, in half precision, torch's kernel for sequences of any lengths needs no buckets.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from forklight.algo.packing import Packed, Segments
+
+NAME = "forklight"
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed: Packed | None = None,
+    **settings: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Causal attention of every token to its own sequence.
+
+    Args:
+        module: the layer; not read.
+        query: [1,heads,U,d] of a packed row, or [B,heads,L,d] without one.
+        key: the same with the heads of keys.
+        value: as `key`.
+        attention_mask: of transformers; a packed row needs none.
+        packed: how the row was laid out; None for a plain batch.
+        **settings: of transformers' attention.
+
+    Returns:
+        [1,U,heads,d] (or [B,L,heads,d]) and None, as transformers wants it.
+    """
+    if packed is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [U,heads,d]
+    scale, grouped = settings.get("scaling"), query.shape[1] != key.shape[1]
+    if packed.segments is not None and query.dtype in (torch.float16, torch.bfloat16):
+        return _any_lengths(q, k, v, packed.segments, scale, grouped)[None], None
+    found = []
+    for index in packed.buckets:
+        out = F.scaled_dot_product_attention(
+            _batch(q, index), _batch(k, index), _batch(v, index), is_causal=True, scale=scale, enable_gqa=grouped
+        )
+        found.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(found).index_select(0, packed.place)[None], None
+
+
+def _batch(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens [U,heads,d] at the places `[B,L]`, as `[B,heads,L,d]`."""
+    return tokens.index_select(0, index.flatten()).view(*index.shape, *tokens.shape[1:]).transpose(1, 2)
+
+
+def _any_lengths(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None, grouped: bool
+) -> Tensor:
+    """One kernel for all prompts and answers, whose keys are gathered once."""
+    found: Tensor = varlen_attn(  # type: ignore[assignment]
+        query.contiguous(),
+        key.index_select(0, segments.keys),
+        value.index_select(0, segments.keys),
+        segments.query_ends,
+        segments.key_ends,
+        segments.most_queries,
+        segments.most_keys,
+        scale=scale,
+        window_size=(-1, 0),  # causal, aligned at the end
+        enable_gqa=grouped,
+    )
+    return found
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether rows of many sequences can go through a model: it takes attention from outside, and all of it is full.
+
+    A window would have to know where a sequence begins, and a recurrent layer reads across the sequences of a row.
+
+    Args:
+        model: loaded with `attn_implementation` `sdpa` or `forklight`.
+    """
+    config = model.config
+    layers = getattr(config, "layer_types", None)
+    full = set(layers) == {"full_attention"} if layers else getattr(config, "sliding_window", None) is None
+    return bool(model._supports_attention_backend) and full
+
+
+def plain_mask(like: Tensor) -> Tensor:
+    """What transformers is given as the mask of a packed row: four dimensions, so it makes none of its own."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=like.device)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,63 @@
+"""What the passes over a policy cost, counted where they run."""
+
+from dataclasses import astuple, dataclass
+
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Counts of some passes; they add up."""
+
+    passes: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    """Of the sequences, each with its own prompt and without padding."""
+    padded_tokens: int = 0
+    """Of the same sequences in one padded batch per pass."""
+    row_tokens: int = 0
+    """That went through the layers."""
+    pairs: int = 0
+    """Queries times keys in attention, half of a square for a causal one."""
+    head_products: int = 0
+    """Rows times the products with the head's weight that each had, forward and backward."""
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __sub__(self, other: "Work") -> "Work":
+        return Work(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Multiply-adds of a model, without norms and activations."""
+
+    per_token: int
+    """In the layers: their parameters."""
+    per_pair: int
+    """Of a query and a key, in all layers."""
+    per_head_product: int
+    """V * H."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Shape":
+        """The shape of a model; embeddings are looked up and cost nothing, mixtures of experts count in full."""
+        config = model.config
+        embeddings = model.get_input_embeddings().weight
+        head = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+        outside = {id(embeddings), id(head)}
+        layers = sum(weight.numel() for weight in model.parameters() if id(weight) not in outside and weight.ndim > 1)
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(layers, 2 * config.num_hidden_layers * heads * width, head.numel())
+
+    def flops(self, work: Work, *, backward: bool) -> tuple[float, float]:
+        """Floating-point operations of the layers and of the head; a backward pass costs the layers two forwards."""
+        layers = 2 * (self.per_token * work.row_tokens + self.per_pair * work.pairs)
+        return float(layers * (3 if backward else 1)), float(2 * self.per_head_product * work.head_products)
+
+    @property
+    def pair_cost(self) -> float:
+        """What a pair costs, in tokens."""
+        return self.per_pair / self.per_token

@@ -1,0 +1,138 @@
+"""Every way through the LM head gives the same loss and gradients, however it is cut into tiles."""
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forklight.algo import tiles
+from forklight.algo.logprobs import selected_logprob, selected_policy_loss, token_stats
+from forklight.algo.plain_head import plain_stats
+
+few = settings(deadline=None, max_examples=25)
+
+
+@st.composite
+def heads(draw):
+    """Operands, targets, rows in any order (some twice, perhaps none), weights of the rows, and a temperature."""
+    n, hidden_size = draw(st.integers(0, 9)), draw(st.integers(1, 6))
+    vocabulary = draw(st.integers(1, 20) | st.integers(250, 800))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    scale = draw(st.sampled_from([0.1, 1.0, 8.0]))
+    hidden = (scale * torch.randn(n, hidden_size, generator=generator, dtype=torch.float64)).requires_grad_()
+    weight = torch.randn(vocabulary, hidden_size, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(vocabulary, (n,), generator=generator)
+    rows = torch.tensor(draw(st.lists(st.integers(0, n - 1), max_size=12) if n else st.just([])), dtype=torch.int64)
+    by = torch.randn(len(rows), generator=generator, dtype=torch.float64)
+    return hidden, weight, targets, rows, by, draw(st.floats(0.3, 3))
+
+
+@st.composite
+def shapes(draw):
+    """Rows of a tile, its logits, and the logits of a block."""
+    return draw(st.integers(1, 10)), draw(st.integers(1, 4000)), draw(st.integers(1, 4000))
+
+
+def cut(shape):
+    """Tiles of that shape, for a while."""
+    names = ("ROWS_PER_TILE", "ELEMENTS_PER_TILE", "ELEMENTS_PER_BLOCK")
+    return mock.patch.multiple(tiles, **{name: {"cpu": size} for name, size in zip(names, shape, strict=True)})
+
+
+def ways(hidden, weight, targets, rows, by, temperature):
+    """The weighted sum of the log-probabilities of the rows, and these, by every function."""
+    arguments = hidden, weight, targets, rows
+    plain = plain_stats(hidden[rows], weight, targets[rows], temperature).logp
+    some = selected_logprob(*arguments, temperature)
+    known = selected_logprob(*arguments, temperature, known=token_stats(hidden, weight, targets, temperature))
+    one_pass = selected_policy_loss(*arguments, lambda stats, part: stats.logp * by[part], temperature)
+    return [(logp @ by, logp) for logp in (plain, some, known)] + [(one_pass.loss, one_pass.stats.logp)]
+
+
+def gradients(loss, *operands):
+    return torch.autograd.grad(loss, operands)
+
+
+def assert_close(found, expected):
+    """The largest difference is 1e-12 of the largest number, or of 1 where sums cancel."""
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        if other.numel():
+            assert (one - other).abs().max() <= 1e-12 * max(1.0, float(other.detach().abs().max()))
+
+
+@few
+@given(heads(), shapes())
+def test_all_ways_are_one(head, shape):
+    hidden, weight = head[:2]
+    with cut(shape):
+        (loss, logp), *others = ways(*head)
+        expected = gradients(loss, hidden, weight)
+        for same, same_logp in others:
+            assert_close([same, same_logp], [loss, logp])
+            assert_close(gradients(same, hidden, weight), expected)
+
+
+@few
+@given(heads(), shapes(), st.floats(0.3, 3))
+def test_the_tiles_make_no_difference(head, shape, entropy_temperature):
+    hidden, weight, targets, rows, by, temperature = head
+    by_all = torch.linspace(-1, 2, len(targets), dtype=torch.float64)
+    results = []
+    for cut_into in ((512, 2**19, 2**23), shape):
+        with cut(cut_into):
+            stats = token_stats(hidden, weight, targets, temperature, entropy_temperature, entropy_grad=True)
+            found = selected_policy_loss(
+                hidden, weight, targets, rows, lambda s, part: s.logp.square() * by[part] + s.entropy, temperature
+            )
+            results.append(
+                (
+                    stats.logp,
+                    stats.entropy,
+                    stats.normaliser,
+                    *gradients(stats.logp @ by_all + stats.entropy.sum(), hidden, weight),
+                    found.loss,
+                    found.stats.entropy,
+                    *gradients(found.loss, hidden, weight),
+                )
+            )
+    assert_close(*results)
+
+
+@few
+@given(heads(), shapes(), st.randoms(use_true_random=False))
+def test_the_order_of_the_rows_makes_no_difference(head, shape, random):
+    hidden, weight, targets, rows, by, temperature = head
+    order = torch.tensor(random.sample(range(len(rows)), len(rows)), dtype=torch.int64)
+    with cut(shape):
+        straight = ways(*head)
+        turned = ways(hidden, weight, targets, rows[order], by[order], temperature)
+        for (loss, logp), (same, same_logp) in zip(straight, turned, strict=True):
+            assert_close([same, same_logp], [loss, logp[order]])
+            assert_close(gradients(same, hidden, weight), gradients(loss, hidden, weight))
+
+
+@few
+@given(heads(), st.floats(-30, 30))
+def test_a_shift_of_all_logits_makes_no_difference(head, shift):
+    hidden, weight, targets, _, _, temperature = head
+    wider = torch.cat([hidden, torch.ones(len(hidden), 1, dtype=torch.float64)], 1)
+    results = []
+    for bias in (0.0, shift):
+        stats = token_stats(wider, torch.nn.functional.pad(weight, (0, 1), value=bias), targets, temperature)
+        results.append((stats.logp, stats.entropy, *gradients(stats.logp.sum(), hidden, weight)))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("statistics", [token_stats, plain_stats])
+@few
+@given(heads())
+def test_entropies_lie_between_0_and_the_logarithm_of_the_vocabulary(statistics, head):
+    hidden, weight, targets, _, _, temperature = head
+    stats = statistics(hidden, weight, targets, temperature)
+    most = torch.tensor(len(weight), dtype=torch.float64).log()
+    assert (stats.entropy >= -1e-12).all()
+    assert (stats.entropy <= most + 1e-12).all()
+    assert (stats.logp <= 0).all()

@@ -1,0 +1,122 @@
+"""Packed rows through real architectures: the hidden states and gradients of every sequence alone."""
+
+import pytest
+import torch
+from tiny import experience, load, write_model
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+)
+
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.5,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+
+
+def write(folder, config):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(
+    params=[
+        LlamaConfig,
+        Qwen2Config,
+        Phi3Config,
+        lambda **s: MistralConfig(**s, sliding_window=None),
+        None,
+    ],
+    ids=["llama", "qwen2", "phi3", "mistral", "qwen3"],
+)
+def path(request, tmp_path):
+    return write_model(tmp_path) if request.param is None else write(tmp_path, request.param(**SMALL))
+
+
+def hidden_and_gradients(policy, chunk):
+    policy.zero_grad()
+    hidden = policy._answer_hidden(chunk, None)
+    weights = torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype).view_as(hidden)
+    (hidden * weights).sum().backward()
+    grads = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    return hidden.detach(), torch.cat([grad.flatten() for grad in grads])
+
+
+def alone(policy, x):
+    """Every sequence in a pass of its own."""
+    hidden = []
+    for row in range(len(x.group)):
+        prompt, length = int(x.prompt_length[row]), int(x.prompt_length[row] + x.answer_length[row])
+        found = policy.body(input_ids=x.input_ids[row : row + 1, : length - 1], use_cache=False).last_hidden_state
+        hidden.append(found[0, prompt - 1 :])
+    return torch.cat(hidden)
+
+
+def test_packed_rows_are_the_sequences_alone(path):
+    x = experience(1)
+    chunk = x.chunk(torch.arange(len(x.group)))
+    policy = load(path)
+    assert policy.packing
+    packed, by_packed = hidden_and_gradients(policy, chunk)
+    torch.testing.assert_close(packed, alone(policy, x), rtol=1e-10, atol=1e-10)
+    padded = load(path, packing=False)
+    assert not padded.packing
+    by_length, by_padded = hidden_and_gradients(padded, chunk)
+    torch.testing.assert_close(by_length, packed, rtol=1e-10, atol=1e-10)
+    assert (by_packed - by_padded).abs().max() <= 1e-10 * by_padded.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (MistralConfig(**SMALL, sliding_window=4), {}),
+        (Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=4), {}),
+        (LlamaConfig(**SMALL), {"attention": "eager"}),
+    ],
+    ids=["window", "alternating windows", "eager"],
+)
+def test_others_are_padded_and_it_is_said(config, settings, tmp_path, caplog):
+    caplog.set_level("INFO")
+    path, x = write(tmp_path, config), experience(2)
+    policy = load(path, **settings)
+    assert not policy.packing
+    assert f"model.policy.packing: {path} is trained in padded batches" in caplog.text
+    hidden, _ = hidden_and_gradients(policy, x.chunk(torch.arange(len(x.group))))
+    torch.testing.assert_close(hidden, alone(policy, x), rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_checkpointing_computes_packed_rows_again(tmp_path):
+    path, x = write_model(tmp_path), experience(1)
+    chunk = x.chunk(torch.arange(len(x.group)))
+    plain, again = (hidden_and_gradients(load(path, gradient_checkpointing=on), chunk) for on in (False, True))
+    assert torch.equal(plain[0], again[0])
+    assert torch.equal(plain[1], again[1])
+
+
+def test_a_shared_prompt_goes_through_the_layers_once(tmp_path):
+    x = experience(1)
+    policy = load(write_model(tmp_path))
+    policy(x.chunk(torch.arange(len(x.group))), 1.0)
+    work = policy.work["statistics"]
+    prompts = x.prompt_length[:: len(x.group) // 6].sum()  # one of each group
+    assert work.passes == 1
+    assert work.sequences == len(x.group)
+    assert work.tokens == (x.prompt_length + x.answer_length - 1).sum()
+    assert work.row_tokens == prompts + (x.answer_length - 1).sum()
+    assert work.padded_tokens == len(x.group) * int((x.prompt_length + x.answer_length - 1).max())
+    assert work.head_products == x.answer_length.sum()

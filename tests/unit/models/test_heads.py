@@ -1,0 +1,367 @@
+"""The three heads give the same numbers, whatever a loss asks for."""
+
+import copy
+import itertools
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from tiny import VOCABULARY, experience, load, write_model
+
+from forklight.algo import objectives, tiles
+from forklight.algo.correction import Correction
+from forklight.algo.kl import KLTerm
+from forklight.algo.losses import ClipRange
+from forklight.algo.objective import Objective
+from forklight.algo.selection import ForkSelection
+from forklight.algo.terms import Loss
+from forklight.models import PolicyConfig, Reference
+from forklight.models.heads import HEADS, HeadInput, HeadName, VisitOutput
+from forklight.rollout.learn import Learner
+
+OTHERS = ("selected", "gathered")
+
+
+def apart(found, expected):
+    """Largest difference over the largest expected number."""
+    scale = max(tensor.abs().max().item() for tensor in expected)
+    return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True)) / scale
+
+
+def test_there_are_three_heads():
+    assert set(HEADS) == {*OTHERS, "full"} == set(get_args(HeadName))
+
+
+# -- a loss of few lines -----------------------------------------------------------------------------------------------
+
+N, COLUMNS = 12, 40
+
+
+class Toy:
+    """Weighted squares of the log-probabilities of some tokens, of all, or of those with the highest entropies."""
+
+    def __init__(self, rows, wants_all, separable, entropy_grad):
+        self.wants_all = wants_all
+        self.separable = separable
+        self.entropy_grad = entropy_grad
+        self.chosen = {"some": torch.arange(1, N, 3), "all": torch.arange(N), "none": torch.arange(0)}.get(rows)
+        self.seen, self.tiles = 0, []
+
+    def rows(self):
+        return self.chosen
+
+    def see(self, stats):
+        assert stats.logp.isfinite().all()
+        self.seen += 1
+        if self.chosen is None:
+            self.chosen = stats.entropy.detach().topk(N // 3).indices
+
+    def token_loss(self, stats, rows):
+        self.tiles.append(len(rows))
+        return torch.linspace(-1, 2, N)[rows] * stats.logp.square() + stats.entropy
+
+    def total(self, stats):
+        rows = self.chosen
+        entropy = stats.entropy[rows] if self.entropy_grad else stats.entropy[rows].detach()
+        values = torch.linspace(-1, 2, N)[rows] * stats.logp[rows].square() + entropy
+        loss = values.sum() if self.separable else values.sum().square()
+        return VisitOutput(loss, {"looked at": stats.logp.isfinite().sum()})
+
+
+def toy_input(entropy_grad=False, entropy_temperature=0.7, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(N, 6, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(COLUMNS, 6, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    targets = torch.randint(COLUMNS, (N,), generator=generator)
+    return HeadInput(hidden, weight, targets, 0.7, entropy_temperature, entropy_grad)
+
+
+TOYS = [
+    (rows, wants_all, separable, entropy_grad, entropy_temperature)
+    for rows, wants_all, separable, entropy_grad, entropy_temperature in itertools.product(
+        ("some", "all", "none", "chosen by entropy"), (False, True), (False, True), (False, True), (0.7, 1.3)
+    )
+    if wants_all or rows != "chosen by entropy"
+]
+
+
+@pytest.mark.parametrize(("rows", "wants_all", "separable", "entropy_grad", "entropy_temperature"), TOYS)
+def test_heads_agree_on_any_loss(monkeypatch, rows, wants_all, separable, entropy_grad, entropy_temperature):
+    monkeypatch.setitem(tiles.ELEMENTS_PER_BLOCK, "cpu", 2 * COLUMNS)
+    x = toy_input(entropy_grad, entropy_temperature)
+    results = {}
+    for name, head in HEADS.items():
+        loss = Toy(rows, wants_all, separable, entropy_grad)
+        out = head(x, loss)
+        gradients = torch.autograd.grad(out.loss, (x.hidden, x.weight))
+        results[name] = out.loss.item(), gradients, out.metrics["looked at"].item(), loss
+    loss, gradients, looked_at, full = results.pop("full")
+    assert (looked_at, full.seen, full.tiles) == (N, 1, [])
+    for same, same_gradients, looked_at, visit in results.values():
+        assert torch.equal(visit.chosen, full.chosen)
+        assert same == pytest.approx(loss, rel=1e-12, abs=1e-14)
+        assert rows == "none" or apart(same_gradients, gradients) < 1e-12
+        assert rows != "none" or not any(gradient.any() for gradient in same_gradients)
+        assert looked_at == (N if wants_all else len(full.chosen))
+        assert visit.seen == int(wants_all) or rows == "all"
+    one_pass = separable and not entropy_grad and entropy_temperature == x.temperature
+    one_pass &= rows == "all" or (rows != "chosen by entropy" and not wants_all)
+    assert (results["selected"][3].tiles != []) == one_pass
+    assert max(results["selected"][3].tiles, default=0) <= 2
+    assert results["gathered"][3].tiles == []
+
+
+@pytest.mark.parametrize("rows", ["some", "all"])
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("entropy_temperature", [0.7, 1.3])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_loss_that_wants_all_statistics_is_shown_them_once(head, rows, separable, entropy_temperature):
+    loss = Toy(rows, wants_all=True, separable=separable, entropy_grad=False)
+    HEADS[head](toy_input(entropy_temperature=entropy_temperature), loss)
+    assert loss.seen == 1
+
+
+@pytest.mark.parametrize("rows", ["some", "all", "chosen by entropy"])
+@pytest.mark.parametrize("separable", [False, True])
+def test_heads_agree_under_autocast(rows, separable):
+    """A pass without gradients in the same context leaves no cast of the weight behind."""
+    x, results = toy_input(dtype=torch.float32), []
+    for head in HEADS.values():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = head(x, Toy(rows, rows == "chosen by entropy", separable, False)).loss
+        results.append((loss.item(), torch.autograd.grad(loss, (x.hidden, x.weight))))
+    loss, gradients = results.pop()
+    assert all(gradient.any() for gradient in gradients)
+    for same, same_gradients in results:
+        assert same == pytest.approx(loss, rel=2e-2)
+        assert apart(same_gradients, gradients) < 2e-2
+        assert {gradient.dtype for gradient in same_gradients} == {torch.float32}
+
+
+# -- every objective ---------------------------------------------------------------------------------------------------
+
+NARROW, WIDE = ClipRange(0.05, 0.08), ClipRange(0.9, 0.9)
+OBJECTIVES = {
+    "Dapo": lambda: objectives.Dapo(replace(NARROW, dual=1.1)),
+    "Grpo": lambda: objectives.Grpo(NARROW),
+    "DrGrpo": lambda: objectives.DrGrpo(NARROW),
+    "Gspo": lambda: objectives.Gspo(WIDE),
+    "GspoToken": lambda: objectives.GspoToken(WIDE),
+    "Cispo": lambda: objectives.Cispo(NARROW),
+    "ClipCov": lambda: objectives.ClipCov(NARROW, share=0.3, low=0.01, high=9.0),
+    "KlCov": lambda: objectives.KlCov(0.3),
+    "EntropyShaped": lambda: objectives.EntropyShaped(NARROW),
+    "Archer": lambda: objectives.Archer(WIDE, NARROW, fork_kl=0.05, other_kl=0.1),
+}
+NOT_SEPARABLE = {"Gspo", "GspoToken"}
+TRUNCATE = Correction("token_truncate", high=1.2)
+
+
+def test_every_shipped_objective_is_tested():
+    shipped = {
+        name: cls for name, cls in vars(objectives).items() if isinstance(cls, type) and not name.startswith("_")
+    }
+    shipped = {name for name, cls in shipped.items() if issubclass(cls, Objective) and cls is not Objective}
+    assert shipped == set(OBJECTIVES)
+    assert {name for name, make in OBJECTIVES.items() if not make().separable} == NOT_SEPARABLE
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def with_head(path):
+    """The same policy with any head."""
+    policy = load(path)
+
+    def make(head):
+        made = copy.deepcopy(policy)
+        made.head = head
+        return made
+
+    return make
+
+
+def move(policy, size=0.03):
+    """Another policy nearby, always the same one."""
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
+
+
+@pytest.fixture(scope="module")
+def reference(path):
+    found = Reference(PolicyConfig(path=path, dtype="float64"))
+    move(found.policy)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sampled(with_head):
+    """Answers with advantages, and log-probabilities of a sampler that does not quite agree."""
+
+    def make(updates):
+        x = experience(5, problems=3, updates=updates, shares=(0.0, 0.0, 1.0))
+        chunk = x.chunk(torch.arange(len(x.group)))
+        told = torch.full(x.answer_mask.shape, torch.nan, dtype=torch.float64)
+        noise = torch.randn(len(chunk.row), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        chunk.write(told, with_head("full")(chunk, 1.0).logp + 0.3 * noise)
+        return replace(x, sampler_logp=told)
+
+    return make
+
+
+def spied(objective):
+    """The objective, and the numbers of tokens that it is asked about at a time where a gradient is wanted."""
+    sizes, token_loss = [], objective.token_loss
+
+    def counted(tokens):
+        if tokens.logp.requires_grad:
+            sizes.append(len(tokens.logp))
+        return token_loss(tokens)
+
+    objective.token_loss = counted
+    return objective, sizes
+
+
+def prepared(learner, x, update, policy, reference=None, updates=3):
+    """The lesson before the visit of an update; between two updates the policy moves."""
+    lesson = learner.begin(x, rollout=0, updates=updates, micro_batches=1)
+    for number in range(update + 1):
+        if number:
+            move(policy)
+        learner.prepare_update(lesson, number, policy, reference)
+    return lesson
+
+
+def results_of(learner, lesson, update, policy):
+    """Loss, gradients and metrics of a visit."""
+    loss, sums = learner.loss(lesson, update, policy)
+    gradients = torch.autograd.grad(loss, list(policy.parameters()))
+    return loss.item(), gradients, {name: value.item() for name, value in sums.items()}
+
+
+def visit(learner, x, update, policy, updates=3):
+    """The results of a visit, and its lesson."""
+    lesson = prepared(learner, x, update, policy, updates=updates)
+    return (*results_of(learner, lesson, update, policy), lesson)
+
+
+def settings_of(name, **choices):
+    denominator = "answer" if name == "Archer" else "selected"
+    return Loss(
+        ForkSelection(rho=0.4, denominator=denominator, **choices), OBJECTIVES[name](), KLTerm(0.1), 0, TRUNCATE
+    )
+
+
+@pytest.mark.parametrize("terms", [("policy",), ("policy", "kl")], ids=["kl of all tokens", "kl of the kept ones"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_heads_agree_on_every_objective(name, terms, with_head, reference, sampled, monkeypatch):
+    monkeypatch.setitem(tiles.ELEMENTS_PER_BLOCK, "cpu", 3 * VOCABULARY)
+    settings = settings_of(name, terms=terms)
+    _, sizes = spied(settings.objective)
+    policy, learner = with_head("full"), Learner(settings, length_limit=8)
+    lesson = prepared(learner, sampled(3), 1, policy, reference)
+    loss, gradients, sums = results_of(learner, lesson, 1, policy)
+    assert sums["kept_approx_kl_sum"] > 1e-3
+    assert sums["kept_mismatch_ratio_max"] > TRUNCATE.high
+    assert sums["dropped_tokens"] > 0
+    for policy.head in OTHERS:
+        sizes.clear()
+        same, same_gradients, same_sums = results_of(learner, lesson, 1, policy)
+        assert same == pytest.approx(loss, rel=1e-12)
+        assert apart(same_gradients, gradients) < 1e-12
+        assert same_sums.keys() == sums.keys()
+        # Archer trains the dropped tokens too
+        everything = terms == ("policy",) or name == "Archer"
+        for key, value in sums.items():
+            nobody_looked = key.startswith("dropped_") and "mismatch" not in key and not everything
+            assert same_sums[key] == pytest.approx(0 if nobody_looked else value, rel=1e-11, abs=1e-13), key
+        tiled = policy.head == "selected" and name not in NOT_SEPARABLE
+        assert (min(sizes) <= 3) == tiled
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Loss(ForkSelection(rho=0.4)),
+        Loss(ForkSelection(rho=0.4), objectives.Gspo(WIDE)),
+        Loss(ForkSelection(rho=0.4, temperature=0.5), objectives.EntropyShaped(NARROW)),
+        Loss(ForkSelection(rho=0.4, keep="random")),
+        Loss(ForkSelection(rho=0.4, keep="random"), correction=Correction("sequence_truncate", high=1.2)),
+        Loss(ForkSelection(rho=0.4), entropy_coef=0.1, correction=TRUNCATE),
+        Loss(ForkSelection(rho=0.4, terms=("policy", "entropy"), temperature=0.5), entropy_coef=0.1),
+        Loss(ForkSelection(keep="all")),
+        Loss(ForkSelection(keep="all"), correction=TRUNCATE),
+        Loss(ForkSelection(keep="all"), objectives.Gspo(WIDE)),
+        Loss(ForkSelection(keep="all"), entropy_coef=0.1),
+        Loss(ForkSelection(keep="all", temperature=0.5)),
+    ],
+    ids=lambda s: f"{s.selection.keep}-{type(s.objective).__name__}-{s.selection.temperature}-{s.correction.method}",
+)
+def test_statistics_made_in_the_visit_are_those_of_the_full_head(settings, with_head, sampled):
+    """With one update per rollout all tokens are looked at, kept and dropped ones."""
+    results = []
+    for head in ("full", *OTHERS):
+        learner = Learner(settings, length_limit=8)
+        results.append(visit(learner, sampled(1), 0, with_head(head), updates=1))
+    (loss, gradients, sums, lesson), *others = results
+    x = lesson.experience
+    assert (sums["dropped_tokens"] > 0) == (settings.selection.keep != "all")
+    for same, same_gradients, same_sums, other in others:
+        assert torch.equal(other.experience.fork_mask, x.fork_mask)
+        assert same == pytest.approx(loss, rel=1e-12)
+        assert apart(same_gradients, gradients) < 1e-12
+        assert same_sums == pytest.approx(sums, rel=1e-11, abs=1e-13)
+
+
+@pytest.mark.parametrize("objective", ["Dapo", "Gspo"])
+@pytest.mark.parametrize("keep", ["all", "random"])
+@pytest.mark.parametrize("head", HEADS)
+def test_entropies_of_all_tokens_are_kept(head, keep, objective, with_head, sampled):
+    """Where no pass before the visit has found them."""
+    learner = Learner(Loss(ForkSelection(keep=keep), OBJECTIVES[objective]()))
+    policy, x = with_head(head), sampled(1)
+    found = visit(learner, x, 0, policy, updates=1)[3].experience
+    entropy = policy(x.chunk(torch.arange(len(x.group))), 1.0).entropy
+    torch.testing.assert_close(found.entropy[x.answer_mask], entropy, rtol=1e-12, atol=1e-12)
+
+
+class Centred(objectives.Dapo):
+    """Reads the log-probabilities of the dropped tokens."""
+
+    separable = False
+
+    def token_loss(self, tokens):
+        found = super().token_loss(tokens)
+        return replace(found, loss=found.loss + torch.where(tokens.fork_mask, tokens.logp - tokens.logp.mean(), 0))
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("head", HEADS)
+def test_an_objective_that_reads_dropped_tokens_is_seen(head, updates, with_head, sampled):
+    """Their log-probabilities are NaN where nobody has looked: the count of such tokens stops the run."""
+    x, learner = sampled(updates), Learner(Loss(objective=Centred()))
+    _, _, sums, _ = visit(learner, x, updates // 2, with_head(head), updates=updates)
+    assert sums["leaked"] > 0
+
+
+def test_what_was_not_looked_at_is_not_counted(with_head, sampled):
+    """K > 1 and no term of all tokens."""
+    for head, dropped in (("full", True), ("selected", False), ("gathered", False)):
+        _, _, sums, lesson = visit(Learner(Loss()), sampled(3), 1, with_head(head))
+        x = lesson.experience
+        assert sums["kept_tokens"] == x.fork_mask[x.update == 1].sum() > 0
+        assert sums["leaked"] == 0
+        assert {
+            name: value != 0 for name, value in sums.items() if name in ("dropped_tokens", "dropped_ratio_sum")
+        } == {
+            "dropped_tokens": dropped,
+            "dropped_ratio_sum": dropped,
+        }
+        # what sampler and trainer disagree on was found before
+        assert sums["dropped_mismatch_tokens"] > 0
