@@ -35,6 +35,12 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# One JSON line per script; CONTRIBUTING.md says how figures are compared.
+# One JSON line per script; CONTRIBUTING.md says how figures are compared. The peers have an environment of their own.
+OWN := demo selection verify bench_sampling bench_planner bench_scaling
+PEERS := bench_head bench_update bench_step
+
 bench: install
-	@for script in benchmarks/demo.py benchmarks/selection.py benchmarks/verify.py; do echo "# $$script"; $(BIN)/python $$script --quick || exit; done
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[bench]'
+	@for name in $(OWN); do echo "# $$name"; $(BIN)/python benchmarks/$$name.py --quick || exit; done
+	@for name in $(PEERS); do echo "# $$name"; .venv-peers/bin/python benchmarks/$$name.py --quick || exit; done

@@ -27,7 +27,7 @@ balance   by cost and by count: cost of the dearest of 4 micro-batches / their m
 clock, rounds, threads, device, versions, load   clock: cpu (one thread: what others do on the machine disturbs less),
     else wall; load: the machine's, of the last minute, at the start
 
-    python benchmarks/bench_planner.py            about three minutes on one thread; 2 GB of memory
+    python benchmarks/bench_planner.py            three to six minutes on one thread; 2 GB of memory
     python benchmarks/bench_planner.py --quick    one round, a smaller model, fewer prompts: shows that it works
 """
 
@@ -41,9 +41,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from bench_scaling import Side, Size, policy_of, rollout_of, timed
 from peers import short, versions
 from torch import Tensor
+from updates import Side, Size, distance, policy_of, results, rollout_of, rounds_of
 
 from forklight.algo.packing import pack
 from forklight.algo.plan import Cost, make_plan
@@ -60,34 +60,6 @@ def padded(x: Experience) -> tuple[Tensor, Tensor, Tensor]:
     held = (place >= 0) & (place < (x.prompt_length + x.answer_length)[:, None])
     ids = x.input_ids.gather(1, place.clamp(0, x.input_ids.shape[1] - 1)) * held
     return ids, held, held & (place >= x.prompt_length[:, None])
-
-
-def rounds_of(sides: dict[str, Side], count: int) -> dict[str, dict[str, float]]:
-    """Median seconds by clock and side; in every round each has its turn, in another order."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    names = list(sides)
-    for number in range(count):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            taken[name].append(timed(sides[name]))
-            print(json.dumps({name: short(dict(zip(("cpu", "wall"), taken[name][-1], strict=True)))}), file=sys.stderr)
-    return {
-        clock: {name: statistics.median(pair[index] for pair in pairs) for name, pairs in taken.items()}
-        for index, clock in enumerate(("cpu", "wall"))
-    }
-
-
-def distance(found: list[Tensor], reference: list[Tensor]) -> float:
-    """Largest difference over the reference's largest value, the worst of the tensors."""
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, reference, strict=True))
-
-
-def results(side: Side) -> list[Tensor]:
-    """The loss, and the gradients of all parameters."""
-    policy, update = side
-    policy.zero_grad()
-    found = [update(), *(weight.grad.clone() for weight in policy.parameters())]
-    policy.zero_grad()
-    return found
 
 
 def some_loss(hidden: Tensor) -> Tensor:

@@ -22,170 +22,22 @@ points   by axis: [what grows, seconds, megabytes] each; seconds are medians ove
 clock, rounds, threads, device, versions, load   clock: cpu (one thread: what others do on the machine disturbs less),
     else wall; load: the machine's, of the last minute, at the start
 
-    python benchmarks/bench_scaling.py            about five minutes on one thread; 2 GB of memory
+    python benchmarks/bench_scaling.py            five to ten minutes on one thread; 2 GB of memory
     python benchmarks/bench_scaling.py --quick    two axes, three small points each, one round
 """
 
 import argparse
-import ctypes
 import json
 import math
-import multiprocessing
 import os
 import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
-from peers import SEED, memory, short, versions
-from torch import Tensor
-from transformers import Qwen3Config
-
-from forklight.algo.plan import make_plan
-from forklight.algo.terms import Loss
-from forklight.algo.types import Experience
-from forklight.models.loading import PolicyConfig
-from forklight.models.policy import Policy
-from forklight.rollout.learn import Learner
-
-Update = Callable[[], Tensor]
-"""Leaves gradients in its policy, and returns the loss."""
-Side = tuple[Policy, Update]
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model's shape and a rollout's."""
-
-    vocabulary: int = 151_936  # Qwen's
-    layers: int = 4
-    width: int = 256
-    groups: int = 4
-    answers: int = 8
-    prompt: int = 32
-    """Tokens of a prompt; lengths vary by a quarter."""
-    answer: int = 32
-    """Tokens of an answer; lengths vary by a half."""
-    zero: int = 0
-    """Groups without an advantage."""
-
-
-def policy_of(size: Size, device: str, **settings: Any) -> Policy:
-    """A random Qwen3, the same weights every time."""
-    shape = Qwen3Config(
-        vocab_size=size.vocabulary,
-        hidden_size=size.width,
-        intermediate_size=3 * size.width,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.width // 64,
-        num_key_value_heads=size.width // 128,
-        head_dim=64,
-        max_position_embeddings=32_768,
-        tie_word_embeddings=True,
-        initializer_range=0.06,  # entropies differ from token to token
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        shape.save_pretrained(folder)
-        torch.manual_seed(SEED)
-        return Policy(PolicyConfig(path=folder, random_init=True, **settings)).to(device)
-
-
-def rollout_of(size: Size, device: str) -> Experience:
-    """Random tokens; half of a group's answers were good."""
-    draw = torch.Generator().manual_seed(SEED)
-
-    def around(middle: int, spread: float, count: int) -> Tensor:
-        return (middle * (1 + spread * (2 * torch.rand(count, generator=draw) - 1))).round().long()
-
-    count = size.groups * size.answers
-    group = torch.arange(size.groups).repeat_interleave(size.answers)
-    prompt, answer = around(size.prompt, 0.25, size.groups)[group], around(size.answer, 0.5, count)
-    longest = int((prompt + answer).max())
-    ids = torch.randint(size.vocabulary, (count, longest), generator=draw)
-    first = ids[:: size.answers][group]
-    column = torch.arange(longest)
-    ids = torch.where(column < prompt[:, None], first, ids).masked_fill(column >= (prompt + answer)[:, None], 0)
-    signs = torch.tensor([1.0, -1.0]).repeat(count // 2) * (group >= size.zero)
-    return Experience(
-        input_ids=ids,
-        prompt_length=prompt,
-        answer_length=answer,
-        rewards=signs,
-        advantages=signs,
-        contributing=signs != 0,
-        right=signs > 0,
-        truncated=torch.zeros(count, dtype=torch.bool),
-        update=torch.zeros_like(group),
-        group=group,
-        row_key=torch.arange(count),
-    ).to(torch.device(device))
-
-
-class Ours:
-    """The package's update."""
-
-    def __init__(self, size: Size, device: str) -> None:
-        self.policy, self.x = policy_of(size, device), rollout_of(size, device)
-        self.learner = Learner(Loss(), length_limit=2 * size.answer)
-        self.mask = torch.tensor(())
-        """Of the last update: the answer tokens that carry gradient, bool `[N]`."""
-
-    def update(self, *, dropping: bool = True) -> Tensor:
-        """The only one of a rollout."""
-        lesson = self.learner.begin(self.x, rollout=0, updates=1, micro_batches=1)
-        if not dropping:  # all sequences are trained; the selection ranks the same tokens as before
-            lesson.plan = make_plan(self.x, self.learner.selection, updates=1, micro_batches=1, others="all")
-        self.learner.prepare_update(lesson, 0, self.policy, None)
-        loss = self.learner.loss(lesson, 0, self.policy)[0]
-        loss.backward()
-        self.mask = lesson.experience.fork_mask[lesson.experience.answer_mask]
-        return loss.detach()
-
-
-def timed(side: Side) -> tuple[float, float]:
-    """CPU and wall seconds of one update that finds no gradients."""
-    policy, update = side
-    policy.zero_grad()
-    wait = torch.cuda.synchronize if policy.head_weight.is_cuda else lambda: None
-    wait()
-    cpu, wall = time.process_time(), time.perf_counter()
-    update()
-    wait()
-    return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def peak(side: Side) -> float:
-    """Megabytes that an update needs, in a process that has done nothing else."""
-    policy, update = side
-    policy.zero_grad()
-    if policy.head_weight.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        update()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = memory("VmRSS")
-    update()
-    return (memory("VmHWM") - before) / 2**20
-
-
-def apart(device: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a process of its own, forked, so that libraries are there; in this one on a GPU."""
-    if device == "cuda":
-        return function(*arguments)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def exact_memory() -> None:
-    """From here on freed memory goes back at once, and counts for nothing."""
-    ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
+from peers import short, versions
+from updates import Ours, Size, apart, exact_memory, peak, rollout_of, timed
 
 
 def warm(size: Size, device: str) -> Ours:

@@ -33,7 +33,7 @@ tokens   of answers; `sequences`: with prompts; through the layers of `ours`; of
 clock, kept, rounds, threads, device, versions, load   clock: cpu (one thread: what others do on the machine disturbs
     less), else wall; load: the machine's, of the last minute, at the start
 
-    python benchmarks/bench_update.py            about five minutes on one thread; 4 GB of memory
+    python benchmarks/bench_update.py            five to ten minutes on one thread; 4 GB of memory
     python benchmarks/bench_update.py --quick    a small model: shows that it works, the ratios mean little
 """
 
@@ -47,10 +47,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from bench_planner import distance, padded, results, rounds_of
-from bench_scaling import Ours, Side, Size, Update, apart, exact_memory, peak, policy_of, rollout_of
+from bench_planner import padded
 from peers import clip_loss, missing_peers, short, versions
 from torch import Tensor
+from updates import (
+    Ours,
+    Side,
+    Size,
+    Update,
+    apart,
+    distance,
+    exact_memory,
+    peak,
+    policy_of,
+    results,
+    rollout_of,
+    rounds_of,
+)
 
 from forklight.algo.types import Experience
 from forklight.models.work import Work
@@ -99,16 +112,19 @@ class Theirs:
     @torch.no_grad()
     def old_pass(self, rows: int) -> Tensor:
         """What TRL runs before, if it wants old log-probabilities."""
-        found = [self._trl_logp(part) for part in torch.arange(len(self.ids)).split(rows)]
+        found = [self._trl_logp(part) for part in self._parts(rows)]
         return torch.cat(found).sum()
 
     def naive(self) -> Tensor:
         """All logits of the answers' columns."""
         return self._update(8, self._naive_logp)
 
+    def _parts(self, rows: int) -> tuple[Tensor, ...]:
+        return torch.arange(len(self.ids), device=self.ids.device).split(rows)
+
     def _update(self, rows: int, logp_of: Callable[[Tensor], Tensor]) -> Tensor:
         total, count = torch.zeros((), device=self.ids.device), self.kept.sum()
-        for part in torch.arange(len(self.ids), device=self.ids.device).split(rows):
+        for part in self._parts(rows):
             logp, answer = logp_of(part), self.answer[part]
             advantages = self.x.advantages[part, None].expand_as(answer)[answer]
             values = clip_loss(logp, logp.detach(), advantages) * self.kept[part][answer]

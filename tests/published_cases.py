@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from forklight.algo.logprobs import token_stats
+from forklight.algo.plain_head import plain_stats
 from forklight.algo.plan import update_and_rank
 from forklight.algo.types import Experience
+from forklight.models.heads import HeadInput, full_head
 
 UPDATES = 2
 HEAD = (
@@ -59,9 +60,9 @@ class TablePolicy(nn.Module):
 
     def forward(self, chunk, temperature, loss=None, *, entropy_temperature=None, entropy_grad=False):
         hidden = self.table[chunk.rows[chunk.row], chunk.column]
-        weight, ids = self.head_weight, chunk.answer_ids
-        stats = token_stats(hidden, weight, ids, temperature, entropy_temperature, entropy_grad=entropy_grad)
-        return stats if loss is None else loss(stats)
+        of_entropy = temperature if entropy_temperature is None else entropy_temperature
+        x = HeadInput(hidden, self.head_weight, chunk.answer_ids, temperature, of_entropy, entropy_grad)
+        return plain_stats(*x) if loss is None else full_head(x, loss)
 
 
 def random_case(seed: int) -> Case:

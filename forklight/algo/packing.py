@@ -6,7 +6,7 @@ every other part of the model once. Nothing of this changes a number beyond roun
 it, and they are the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,16 @@ class Segments:
 
 
 @dataclass(frozen=True, slots=True)
+class LastQueries:
+    """The Q tokens whose last hidden state is wanted: of others the last layer needs keys and values only."""
+
+    tokens: Tensor  # int64 [Q] places in the row
+    batches: tuple[Tensor, ...]  # int64 [B,n] per bucket: numbers of its sequences' queries; 0 behind their ends
+    masks: tuple[Tensor, ...]  # bool [B,1,n,L] per bucket: keys that each of them sees
+    place: Tensor  # int64 [Q] place of each token in the concatenation of all batches
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """A chunk as one row of U tokens: per sequence its prompt, unless an earlier one brought it, and its answer."""
 
@@ -38,7 +48,9 @@ class Packed:
     buckets: tuple[Tensor, ...]  # int64 [B,L] each: places in the row of the tokens of B sequences; 0 behind their ends
     place: Tensor  # int64 [U] place of each token in the concatenation of all buckets
     predicts: Tensor  # int64 [N] place of the token that predicts each answer token; 0 where none is there
-    segments: Segments | None  # the same for kernels of any lengths
+    members: tuple[Tensor, ...]  # int64 [B] per bucket: its sequences
+    segments: Segments | None = None  # the same for kernels of any lengths
+    last: LastQueries | None = None  # what the last layer is for; every token if None
 
 
 def pack(chunk: Chunk, needed: Tensor | None = None, *, segments: bool = False) -> Packed:
@@ -75,8 +87,8 @@ def pack(chunk: Chunk, needed: Tensor | None = None, *, segments: bool = False) 
 
     length = prompt + answers
     offset = torch.zeros_like(length)
-    buckets, total = [], 0
-    for rows, longest in buckets_of(length):
+    found, buckets, total = buckets_of(length), [], 0
+    for rows, longest in found:
         offset[rows] = total + torch.arange(len(rows), device=device) * longest
         buckets.append(where[rows, :longest])
         total += len(rows) * longest
@@ -87,8 +99,39 @@ def pack(chunk: Chunk, needed: Tensor | None = None, *, segments: bool = False) 
         buckets=tuple(buckets),
         place=offset[sequence] + column_of,
         predicts=predicts,
+        members=tuple(rows for rows, _ in found),
         segments=_segments(where, prompts, prompt, answers) if segments and held.any() else None,
     )
+
+
+def prune(packed: Packed, chunk: Chunk, read: Tensor) -> Packed:
+    """Leaves only the hidden states that predict some answer tokens to the last layer.
+
+    Args:
+        packed: the chunk's row, laid out with all that these tokens need.
+        chunk: the chunk.
+        read: int64 [M], the answer tokens, ascending; M > 0.
+
+    Returns:
+        The row, whose `predicts` are places among the `last` queries.
+    """
+    tokens, number = torch.unique(packed.predicts[read], return_inverse=True)  # a prompt's last token predicts several
+    row, position = chunk.row[read], chunk.prompt_length[chunk.row[read]] + chunk.column[read] - 1
+    count = torch.bincount(row, minlength=len(chunk.rows))
+    slot = torch.arange(len(read), device=read.device) - (count.cumsum(0) - count)[row]
+    positions, numbers = (count.new_zeros(len(count), int(count.max())) for _ in range(2))
+    positions[row, slot], numbers[row, slot] = position, number
+    offset, total, batches, masks = torch.zeros_like(count), 0, [], []
+    for rows, bucket in zip(packed.members, packed.buckets, strict=True):
+        most = int(count[rows].max())
+        offset[rows] = total + torch.arange(len(rows), device=read.device) * most
+        total += len(rows) * most
+        batches.append(numbers[rows, :most])
+        key = torch.arange(bucket.shape[1], device=read.device)
+        masks.append((key <= positions[rows, :most, None])[:, None])
+    place = torch.zeros_like(tokens).scatter(0, number, offset[row] + slot)
+    predicts = torch.zeros_like(packed.predicts).index_put((read,), number)
+    return replace(packed, predicts=predicts, last=LastQueries(tokens, tuple(batches), tuple(masks), place))
 
 
 def _segments(where: Tensor, prompts: Tensor, prompt: Tensor, answers: Tensor) -> Segments:

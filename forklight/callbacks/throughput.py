@@ -55,17 +55,23 @@ class Throughput(Callback):
         self._clock = 0.0
         self._seconds: dict[str, float] = {}
         self._work: dict[str, Work] = {}
+        self._whole = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock, after an evaluation at the start."""
+        self._whole = False
         if isinstance(pl_module, ForkGRPOModule):
             self._clock = time.perf_counter()
             self._seconds, self._work = _seconds(pl_module), _work(pl_module)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A resumed run may go on inside a rollout, of which nothing is said."""
+        self._whole = self._whole or getattr(batch, "visit", None) == 0
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs at the end of every rollout."""
+        """Logs at the end of every rollout that was seen from its beginning."""
         if not isinstance(pl_module, ForkGRPOModule) or not batch.ends_rollout:
             return
         lesson = pl_module.lesson
@@ -75,6 +81,8 @@ class Throughput(Callback):
         spent = {name: seconds[name] - self._seconds.get(name, 0.0) for name in PHASES}
         done = {name: work[name] - self._work.get(name, Work()) for name in work}
         self._clock, self._seconds, self._work = now, seconds, work
+        if not self._whole:
+            return
         scalars = _rates(pl_module, lesson, spent, wall) | _spared(lesson, done)
         scalars |= self._speed(pl_module.policy, done, sum(spent[name] for name in UPDATE))
         for logger in trainer.loggers:

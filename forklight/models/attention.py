@@ -52,14 +52,14 @@ def attention(
     found = []
     for index in packed.buckets:
         out = F.scaled_dot_product_attention(
-            _batch(q, index), _batch(k, index), _batch(v, index), is_causal=True, scale=scale, enable_gqa=grouped
+            batch(q, index), batch(k, index), batch(v, index), is_causal=True, scale=scale, enable_gqa=grouped
         )
         found.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(found).index_select(0, packed.place)[None], None
 
 
-def _batch(tokens: Tensor, index: Tensor) -> Tensor:
-    """The tokens [U,heads,d] at the places `[B,L]`, as `[B,heads,L,d]`."""
+def batch(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens `[U,heads,d]` at the places `[B,L]`, as `[B,heads,L,d]`."""
     return tokens.index_select(0, index.flatten()).view(*index.shape, *tokens.shape[1:]).transpose(1, 2)
 
 

@@ -44,6 +44,10 @@ class PolicyConfig:
     head: HeadName = "selected"
     """How the LM head is computed in training: `selected`, only for the tokens that the loss reads, in tiles;
     `gathered`, those tokens under plain autograd; `full`, all answer tokens. The same numbers, other costs."""
+    prune_last_layer: bool = False
+    """In the last layer, compute no more than keys and values of tokens that the loss does not read, where it is known
+    before the pass: with several updates per rollout or several micro-batches. For Llama, Mistral and Qwen; it needs
+    `packing`, and a head other than `full`."""
     gradient_checkpointing: bool = False
     """Recompute the layers in the backward pass: less memory, a third more work."""
     random_init: bool = False

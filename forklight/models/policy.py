@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from forklight.algo.logprobs import token_stats
-from forklight.algo.packing import buckets_of, pack
+from forklight.algo.packing import Packed, buckets_of, pack, prune
 from forklight.algo.plain_head import plain_stats
 from forklight.algo.types import Chunk, TokenStats
 from forklight.models.attention import NAME, packs, plain_mask
 from forklight.models.heads import HEADS, HeadInput, HeadName, VisitLoss, VisitOutput
 from forklight.models.loading import PolicyConfig, load_model
+from forklight.models.pruning import prune_last_layer
 from forklight.models.work import Shape, Work
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,8 @@ class Policy(nn.Module):
 
     Raises:
         FileNotFoundError: `policy.path` names a folder that is not there.
-        ValueError: the model drops out units, or scales its logits in a way the head does not reproduce; or there is no
-            head of that name.
+        ValueError: the model drops out units, or scales its logits in a way the head does not reproduce; there is no
+            head of that name; or the last layer cannot be pruned.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -45,6 +46,14 @@ class Policy(nn.Module):
             self.model.set_attn_implementation(NAME)
         elif config.packing:
             log.info("model.policy.packing: %s is trained in padded batches, by lengths", config.path)
+        self.prunes = config.prune_last_layer
+        if self.prunes:
+            if not self.packing or config.head == "full":
+                raise ValueError(
+                    "model.policy.prune_last_layer needs packing, so attention: sdpa and a model of full attention, "
+                    f"and a head other than full; packing is {'on' if self.packing else 'off'}, head: {config.head}"
+                )
+            prune_last_layer(self.model)
         # Models come in evaluation mode, in which gradient checkpointing does nothing; without dropout both are equal.
         self.model.train()
         if config.gradient_checkpointing:
@@ -73,7 +82,7 @@ class Policy(nn.Module):
             `TokenStats` of the chunk's N answer tokens, or what the visit contributes.
         """
         x = HeadInput(
-            self._answer_hidden(chunk, None if loss is None else self._needed(chunk, loss)),
+            self._answer_hidden(chunk, None if loss is None or loss.wants_all else loss.rows()),
             self.head_weight,
             chunk.answer_ids,
             temperature,
@@ -88,14 +97,6 @@ class Policy(nn.Module):
         # under plain autograd the same rows go through the same products later, and their ratio is exactly 1
         return token_stats(*x) if self.head == "selected" else plain_stats(*x)
 
-    def _needed(self, chunk: Chunk, loss: VisitLoss) -> Tensor | None:
-        """How many tokens of each answer, its first ones, the loss reads, int64 `[S]`; None if it may read all."""
-        rows = None if self.head == "full" or loss.wants_all else loss.rows()
-        if rows is None:
-            return None
-        needed = torch.zeros_like(chunk.prompt_length)
-        return needed.scatter_reduce(0, chunk.row[rows], chunk.column[rows] + 1, "amax")
-
     @property
     def body(self) -> nn.Module:
         """The model without its head."""
@@ -108,8 +109,8 @@ class Policy(nn.Module):
         weight: Tensor = self.model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
         return weight
 
-    def _answer_hidden(self, chunk: Chunk, needed: Tensor | None) -> Tensor:
-        """Hidden states that predict the answer tokens, `[N,H]`; anything for those that are not needed."""
+    def _answer_hidden(self, chunk: Chunk, read: Tensor | None) -> Tensor:
+        """Hidden states that predict the answer tokens, `[N,H]`; anything for those that are known not to be read."""
         self._pass = Work(1, len(chunk.rows))
         if len(chunk.rows) == 0:
             return self._body(chunk.input_ids.new_zeros(1, 1))[0, :0]
@@ -117,7 +118,7 @@ class Policy(nn.Module):
         self._pass += Work(tokens=int(length.sum()), padded_tokens=len(length) * int(length.max()))
         if not self.packing:
             return self._padded_hidden(chunk)
-        packed = pack(chunk, needed, segments=chunk.rows.is_cuda)
+        packed = self._pack(chunk, None if self.head == "full" else read)
         if len(packed.input_ids) == 0:
             return self._body(chunk.input_ids.new_zeros(1, 1))[0, [0] * len(packed.predicts)]
         pairs = sum(rows * longest * (longest + 1) // 2 for rows, longest in (b.shape for b in packed.buckets))
@@ -129,6 +130,15 @@ class Policy(nn.Module):
             packed=packed,
         )
         return hidden[0].index_select(0, packed.predicts)
+
+    def _pack(self, chunk: Chunk, read: Tensor | None) -> Packed:
+        """The chunk as one row, without what no token that is read depends on."""
+        if read is None:
+            return pack(chunk, segments=chunk.rows.is_cuda)
+        needed = torch.zeros_like(chunk.prompt_length)
+        needed = needed.scatter_reduce(0, chunk.row[read], chunk.column[read] + 1, "amax")
+        packed = pack(chunk, needed, segments=chunk.rows.is_cuda)
+        return prune(packed, chunk, read) if self.prunes and len(read) else packed
 
     def _padded_hidden(self, chunk: Chunk) -> Tensor:
         """Sequences of about one length at a time. Rows are right-padded, so no mask is needed."""

@@ -114,6 +114,8 @@ def test_two_ranks_do_what_one_does(tmp_path):
     expected, found = curves(tmp_path / "one"), curves(tmp_path / "two")
     assert expected.keys() == found.keys()
     for tag, points in expected.items():
+        if tag.startswith("throughput/"):
+            continue  # of one rank, which may have nothing to train on
         assert [step for step, _ in found[tag]] == [step for step, _ in points], tag
         if not tag.startswith("time/"):
             assert [value for _, value in found[tag]] == pytest.approx([v for _, v in points], rel=1e-5, abs=1e-7), tag

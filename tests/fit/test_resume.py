@@ -99,6 +99,8 @@ def test_killed_and_resumed_equals_uninterrupted(case, tmp_path):
     expected, found = curves(tmp_path / "whole"), curves(tmp_path / "parts")
     assert expected.keys() == found.keys()
     for tag, points in expected.items():
+        if tag.startswith("throughput/"):
+            continue  # of whole rollouts only
         assert [step for step, _ in points] == [step for step, _ in found[tag]], tag
         if not tag.startswith("time/"):
             assert repr(points) == repr(found[tag]), tag

@@ -206,7 +206,8 @@ def test_sets_of_micro_batches_are_counted_on_two_ranks(name, path):
 def test_ratio_clip_kl_and_mismatch_of_kept_and_dropped_tokens(path):
     x, sampler_logp = rollout(4)
     spec = ForkSelection(over="answers")
-    (_, _), (report, after) = reports(path, Loss(spec), x, sampler_logp)
+    # the head that looks at dropped tokens again
+    (_, _), (report, after) = reports(load(path, head="full"), Loss(spec), x, sampler_logp)
     trained = x.answer_mask & ((x.update == 1) & (x.advantages != 0))[:, None]
     policy = load(path)
     move(policy, 0)
