@@ -1,8 +1,9 @@
 """The body alone, forward and backward, on one batch laid out in five ways; and how evenly micro-batches are filled.
 
 A Qwen3 with random weights (4 layers, width 256, a vocabulary of 2,048) and random tokens, 8 answers per prompt:
-`short` has 8 prompts of about 32 tokens and answers of 32 to 96, `long` 4 prompts of about 128 and answers of 85 to
-255. The loss is made of the hidden states that predict answer tokens, without a head. Layouts:
+`short` has 8 prompts of about 32 tokens and answers of 64 in the mean, `long` 4 prompts of about 128 and answers of
+170; lengths of answers are lognormal (sigma 0.7), as those of policies are. The loss is made of the hidden states that
+predict answer tokens, without a head. Layouts:
 
 padded_8      8 sequences at a time, prompts padded on the left and answers on the right to the longest of the whole
     batch, with an attention mask: TRL's GRPOTrainer with micro-batches of 8
@@ -157,7 +158,7 @@ def report(options: argparse.Namespace, device: str) -> dict[str, Any]:
     """All figures."""
     load, rounds, quick = os.getloadavg()[0], 1 if options.quick else 5, options.quick
     clock = "cpu" if options.threads == 1 and device == "cpu" else "wall"
-    shape = Size(vocabulary=2048, layers=1, width=128) if quick else Size(vocabulary=2048)
+    shape = Size(vocabulary=2048, layers=1, width=128, tail=0.7) if quick else Size(vocabulary=2048, tail=0.7)
     sizes = {
         "short": replace(shape, groups=2 if quick else 8, prompt=32, answer=64),
         "long": replace(shape, groups=2 if quick else 4, prompt=128, answer=170),

@@ -43,6 +43,8 @@ class Size:
     """Tokens of a prompt; lengths vary by a quarter."""
     answer: int = 32
     """Tokens of an answer; lengths vary by a half."""
+    tail: float = 0.0
+    """Or they are lognormal, of this sigma, as those of policies are; the mean is the same."""
     zero: int = 0
     """Groups without an advantage."""
 
@@ -77,6 +79,9 @@ def rollout_of(size: Size, device: str) -> Experience:
     count = size.groups * size.answers
     group = torch.arange(size.groups).repeat_interleave(size.answers)
     prompt, answer = around(size.prompt, 0.25, size.groups)[group], around(size.answer, 0.5, count)
+    if size.tail:
+        spread = (size.tail * torch.randn(count, generator=draw) - size.tail**2 / 2).exp()
+        answer = (size.answer * spread).round().long().clamp_(1, 8 * size.answer)
     longest = int((prompt + answer).max())
     ids = torch.randint(size.vocabulary, (count, longest), generator=draw)
     first = ids[:: size.answers][group]

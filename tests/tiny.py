@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast, Qwen3Config
 
 from forklight.algo.types import Experience
 from forklight.models.loading import PolicyConfig
@@ -22,23 +22,33 @@ EOS = 1
 WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(2, VOCABULARY))]
 
 
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.5,
+    "bos_token_id": None,
+    "eos_token_id": EOS,
+    "pad_token_id": None,
+}
+"""A shape that every architecture knows."""
+
+
+def write_kind(folder: Path, config: PretrainedConfig) -> str:
+    """Writes random weights of another architecture, without a tokenizer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
 def write_model(folder: Path, *, seed: int = 0, tokenizer_eos: bool = True, **settings: object) -> str:
     """Writes weights, config and tokenizer; the weights are large, so that entropies differ from token to token."""
-    shape = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.5,
-        "tie_word_embeddings": True,
-        "eos_token_id": EOS,
-        "bos_token_id": None,
-        "pad_token_id": None,
-    }
+    shape = {**SMALL, "head_dim": 8, "tie_word_embeddings": True}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(Qwen3Config(**{**shape, **settings}))

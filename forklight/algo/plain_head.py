@@ -26,26 +26,19 @@ def plain_stats(
     entropy_temperature: float | None = None,
     entropy_grad: bool = False,
 ) -> TokenStats:
-    """Log-probability of each target token and entropy of the distribution that it came from.
-
-    `p = softmax(z / temperature)`, `logp = log p[target]`, and `entropy = -sum_j p_j log p_j` in nats over the whole
-    vocabulary: arXiv 2506.01939, Eq. 1. Logits are upcast to at least float32 before the division by the temperature.
+    """As `forklight.algo.logprobs.token_stats`, without normalisers, in whole rows under plain autograd.
 
     Args:
-        hidden: [N,H], the state that predicts each target; N may be 0.
+        hidden: [N,H]; N may be 0.
         weight: [V,H], the LM head.
         targets: [N], int64 token numbers.
         temperature: of the log-probabilities.
         entropy_temperature: of the entropies; `temperature` if None.
-        entropy_grad: connects the entropies too, at the cost of two more tensors [N,V]; their values are the same.
-
-    Returns:
-        `logp` [N], connected to `hidden` and `weight`, and `entropy` [N], detached unless `entropy_grad`; float64 for
-        float64 logits, otherwise float32. A logit of -inf counts as probability 0.
+        entropy_grad: connects the entropies too, at the cost of two more tensors [N,V].
 
     Raises:
-        TypeError: targets are not int64.
-        ValueError: shapes do not agree, or a temperature is not positive.
+        TypeError: as `check_head`.
+        ValueError: as `check_head`.
     """
     entropy_temperature = temperature if entropy_temperature is None else entropy_temperature
     check_head(hidden, weight, targets, temperature, entropy_temperature)

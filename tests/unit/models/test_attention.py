@@ -2,36 +2,14 @@
 
 import pytest
 import torch
-from tiny import experience, load, write_model
+from tiny import SMALL, experience, load, write_kind, write_model
 from transformers import (
-    AutoModelForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
     Qwen2Config,
 )
-
-SMALL = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.5,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-}
-
-
-def write(folder, config):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(
@@ -45,7 +23,7 @@ def write(folder, config):
     ids=["llama", "qwen2", "phi3", "mistral", "qwen3"],
 )
 def path(request, tmp_path):
-    return write_model(tmp_path) if request.param is None else write(tmp_path, request.param(**SMALL))
+    return write_model(tmp_path) if request.param is None else write_kind(tmp_path, request.param(**SMALL))
 
 
 def hidden_and_gradients(policy, chunk):
@@ -92,7 +70,7 @@ def test_packed_rows_are_the_sequences_alone(path):
 )
 def test_others_are_padded_and_it_is_said(config, settings, tmp_path, caplog):
     caplog.set_level("INFO")
-    path, x = write(tmp_path, config), experience(2)
+    path, x = write_kind(tmp_path, config), experience(2)
     policy = load(path, **settings)
     assert not policy.packing
     assert f"model.policy.packing: {path} is trained in padded batches" in caplog.text

@@ -2,36 +2,17 @@
 
 import pytest
 import torch
-from tiny import experience, load, write_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, Qwen2Config
+from tiny import SMALL, experience, load, write_kind, write_model
+from transformers import LlamaConfig, Phi3Config, Qwen2Config
 
 from forklight.models import pruning
 from forklight.models.policy import Policy
-
-SMALL = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.5,
-    "pad_token_id": 0,
-}
-
-
-def write(folder, config):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(params=["qwen3", "qwen2", "llama"])
 def path(request, tmp_path):
     kinds = {"qwen2": Qwen2Config, "llama": LlamaConfig}
-    return write(tmp_path, kinds[request.param](**SMALL)) if request.param in kinds else write_model(tmp_path)
+    return write_kind(tmp_path, kinds[request.param](**SMALL)) if request.param in kinds else write_model(tmp_path)
 
 
 def read_states(policy, chunk, read):
@@ -75,7 +56,7 @@ def test_the_last_layer_sees_only_what_is_read(path, monkeypatch):
 
 
 def test_it_is_refused_by_name_where_it_cannot_be(tmp_path):
-    path = write(tmp_path / "phi", Phi3Config(**SMALL))
+    path = write_kind(tmp_path / "phi", Phi3Config(**SMALL))
     with pytest.raises(ValueError, match=r"prune_last_layer is for llama, mistral, qwen2, qwen3, .* of type phi3"):
         load(path, prune_last_layer=True)
     path = write_model(tmp_path / "qwen")
