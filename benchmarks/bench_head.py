@@ -18,13 +18,14 @@ head_speedup_best_h256, head_speedup_best_h1024   the same against the fastest o
 head_known_speedup_h256, head_known_speedup_h1024   TRL's seconds / those of `known`
 head_memory_ratio   TRL's peak memory / that of `select`, beyond inputs and weight gradient: the smaller of h256, h1024
 seconds, wall_seconds   by shape and head, medians over rounds in which every head has its turn: `clock`, and wall time
-megabytes   by shape and head: peak memory beyond inputs and weight gradient, of one call in a process of its own
+megabytes   by shape, of `select`, `known` and TRL: peak memory beyond inputs and weight gradient, of one call in a
+    process of its own
 clock   what `seconds` and ratios count: cpu (one thread: what others do on the machine disturbs less), else wall
 tokens, kept, rounds, threads, device, versions, load   load: the machine's, of the last minute, at the start
 
 On a GPU there are also `..._bf16` of the ratios and shapes.
 
-    python benchmarks/bench_head.py            about ten minutes on one thread; 6 GB of memory
+    python benchmarks/bench_head.py            ten to twenty minutes on one thread; 6 GB of memory
     python benchmarks/bench_head.py --quick    a vocabulary of 16,384: shows that it works, the ratios mean little
 """
 
@@ -180,14 +181,12 @@ def ratios(seconds: dict[str, float], key: str) -> dict[str, float]:
 
 
 def shapes_of(quick: bool, device: str) -> dict[str, Shape]:
-    """What is measured: Qwen's vocabulary at two widths, a smaller one, and on a GPU more tokens and bf16."""
+    """What is measured: Qwen's vocabulary at two widths, and on a GPU more tokens and bf16."""
     vocabulary = 16_384 if quick else 151_936  # Qwen's
     tokens = 256 if quick else 8192 if device == "cuda" else 1024
     shapes = {f"h{width}": Shape(vocabulary, width, tokens, torch.float32) for width in (256, 1024)}
     if device == "cuda":
         shapes |= {f"{name}_bf16": replace(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
-    if not quick:
-        shapes["v32k_h1024"] = Shape(32_000, 1024, 2 * tokens, torch.float32)
     return shapes
 
 
@@ -202,10 +201,10 @@ def measure(key: str, shape: Shape, device: str, rounds: int) -> dict[str, Any]:
 def report(options: argparse.Namespace, device: str) -> dict[str, Any]:
     """All figures."""
     flags, shapes = ["--quick"] if options.quick else [], shapes_of(options.quick, device)
-    load, rounds = os.getloadavg()[0], 1 if options.quick else 3
+    load, rounds = os.getloadavg()[0], 1 if options.quick else options.rounds
     clock = "cpu" if options.threads == 1 and device == "cpu" else "wall"
     errors = {f"grad_error_f{bits}": gradient_error(getattr(torch, f"float{bits}"), device) for bits in (64, 32)}
-    heads = ("select", "trl") if options.quick else HEADS
+    heads = ("select", "known", "trl")
 
     def memory_of(key: str, name: str) -> float:
         exact = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back at once, and counts for nothing
@@ -215,7 +214,7 @@ def report(options: argparse.Namespace, device: str) -> dict[str, Any]:
     print(json.dumps({**short(errors), "megabytes": short(megabytes)}), file=sys.stderr, flush=True)
     measured = {key: measure(key, shape, device, rounds) for key, shape in shapes.items()}
     headlines: dict[str, float] = {}
-    for key in (key for key in shapes if key.startswith("h")):
+    for key in shapes:
         headlines |= ratios(measured[key][clock], key)
     smaller = min(megabytes[key]["trl"] / megabytes[key]["select"] for key in ("h256", "h1024"))
     return {
@@ -241,6 +240,7 @@ def main() -> None:
     """Prints the figures, or for `--alone` those of one process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small vocabulary and one round")
+    parser.add_argument("--rounds", type=int, default=3, help="in which every head has its turn")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--alone", nargs=2, metavar=("SHAPE", "HEAD"), help="one head's memory")
     options = parser.parse_args()
