@@ -50,7 +50,8 @@ class Visit:
         self.first = number < lesson.plan.micro_batches
         """Before the first update the policy is still the old one."""
         self._checked = False
-        self._weights: dict[Term, Tensor | None] | None = None
+        self._every: TokenBatch | None = None
+        self._weights: dict[Term, Tensor | None] = {}
 
     # -- what the head calls -------------------------------------------------------------------------------------------
 
@@ -72,10 +73,10 @@ class Visit:
 
     def token_loss(self, stats: TokenStats, rows: Tensor) -> Tensor:
         """What some tokens contribute, in a loss that is separable."""
-        every = self._tokens
-        if self._weights is None:
-            self._weights = term_weights(every, self.settings, self._sampler_logp)
-        some = every.part(rows, stats, fold_old=self.lesson.passes.fold_old or self.first)
+        if self._every is None:  # once for all tiles
+            self._every = self._tokens
+            self._weights = term_weights(self._every, self.settings, self._sampler_logp)
+        some = self._every.part(rows, stats, fold_old=self.lesson.passes.fold_old or self.first)
         total = torch.zeros_like(stats.logp)
         for term, values in token_terms(some, self.settings)[1].items():
             weights = self._weights[term]
