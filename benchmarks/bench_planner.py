@@ -82,7 +82,7 @@ def padded_loss(policy: Policy, x: Experience, rows: int) -> Tensor:
 def planned_loss(policy: Policy, x: Experience) -> Tensor:
     """As the policy lays sequences out; backward included."""
     chunk = x.chunk(torch.arange(len(x.group), device=x.group.device))
-    loss = some_loss(policy._answer_hidden(chunk, None))
+    loss = some_loss(policy._answer_hidden(chunk, None)[0])
     loss.backward()
     return loss.detach()
 

@@ -1,6 +1,7 @@
 """The language model that is trained: a causal LM of transformers whose head is ours."""
 
 import logging
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,6 @@ class Policy(nn.Module):
         self.shape = Shape.of(self.model)
         self.work = {"train": Work(), "statistics": Work()}
         """What the passes so far cost, those of training with their backward; callbacks read differences."""
-        self._pass = Work()
         self.packing = config.packing and config.attention == "sdpa" and packs(self.model)
         if self.packing:
             self.model.set_attn_implementation(NAME)
@@ -81,8 +81,10 @@ class Policy(nn.Module):
         Returns:
             `TokenStats` of the chunk's N answer tokens, or what the visit contributes.
         """
+        whole = loss is None or loss.wants_all or self.head == "full"
+        hidden, work = self._answer_hidden(chunk, None if loss is None or whole else loss.rows())
         x = HeadInput(
-            self._answer_hidden(chunk, None if loss is None or loss.wants_all else loss.rows()),
+            hidden,
             self.head_weight,
             chunk.answer_ids,
             temperature,
@@ -91,9 +93,9 @@ class Policy(nn.Module):
         )
         if loss is not None:
             out = HEADS[self.head](x, loss)
-            self._count("train", out.head_products)
+            self.work["train"] += work + Work(head_products=out.head_products)
             return out
-        self._count("statistics", len(x.targets))
+        self.work["statistics"] += work + Work(head_products=len(x.targets))
         # under plain autograd the same rows go through the same products later, and their ratio is exactly 1
         return token_stats(*x) if self.head == "selected" else plain_stats(*x)
 
@@ -109,27 +111,32 @@ class Policy(nn.Module):
         weight: Tensor = self.model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
         return weight
 
-    def _answer_hidden(self, chunk: Chunk, read: Tensor | None) -> Tensor:
-        """Hidden states that predict the answer tokens, `[N,H]`; anything for those that are known not to be read."""
-        self._pass = Work(1, len(chunk.rows))
-        if len(chunk.rows) == 0:
-            return self._body(chunk.input_ids.new_zeros(1, 1))[0, :0]
+    def _answer_hidden(self, chunk: Chunk, read: Tensor | None) -> tuple[Tensor, Work]:
+        """Hidden states that predict the answer tokens, `[N,H]`, and what they cost.
+
+        Where it is known which tokens are `read`, the states of others are anything.
+        """
+        sequences = len(chunk.rows)
+        if sequences == 0:
+            return self._body(chunk.input_ids.new_zeros(1, 1))[0, :0], Work(1)
         length = chunk.prompt_length + chunk.answer_mask.sum(1) - 1  # the last token predicts nothing
-        self._pass += Work(tokens=int(length.sum()), padded_tokens=len(length) * int(length.max()))
-        if not self.packing:
-            return self._padded_hidden(chunk)
-        packed = self._pack(chunk, None if self.head == "full" else read)
+        work = Work(1, sequences, int(length.sum()), sequences * int(length.max()))
+        hidden, layers = self._packed_hidden(chunk, read) if self.packing else self._padded_hidden(chunk, length)
+        return hidden, work + layers
+
+    def _packed_hidden(self, chunk: Chunk, read: Tensor | None) -> tuple[Tensor, Work]:
+        """All sequences as one row."""
+        packed = self._pack(chunk, read)
         if len(packed.input_ids) == 0:
-            return self._body(chunk.input_ids.new_zeros(1, 1))[0, [0] * len(packed.predicts)]
-        pairs = sum(rows * longest * (longest + 1) // 2 for rows, longest in (b.shape for b in packed.buckets))
-        self._pass += Work(row_tokens=len(packed.input_ids), pairs=pairs)
+            return self._body(chunk.input_ids.new_zeros(1, 1))[0, [0] * len(packed.predicts)], Work()
         hidden = self._body(
             packed.input_ids[None],
             position_ids=packed.position_ids[None],
             attention_mask=plain_mask(packed.input_ids),
             packed=packed,
         )
-        return hidden[0].index_select(0, packed.predicts)
+        work = Work(row_tokens=len(packed.input_ids), pairs=_pairs(bucket.shape for bucket in packed.buckets))
+        return hidden[0].index_select(0, packed.predicts), work
 
     def _pack(self, chunk: Chunk, read: Tensor | None) -> Packed:
         """The chunk as one row, without what no token that is read depends on."""
@@ -140,23 +147,23 @@ class Policy(nn.Module):
         packed = pack(chunk, needed, segments=chunk.rows.is_cuda)
         return prune(packed, chunk, read) if self.prunes and len(read) else packed
 
-    def _padded_hidden(self, chunk: Chunk) -> Tensor:
+    def _padded_hidden(self, chunk: Chunk, length: Tensor) -> tuple[Tensor, Work]:
         """Sequences of about one length at a time. Rows are right-padded, so no mask is needed."""
-        length = chunk.prompt_length + chunk.answer_mask.sum(1) - 1
         buckets = buckets_of(length)
-        pairs = sum(len(rows) * longest * (longest + 1) // 2 for rows, longest in buckets)
-        self._pass += Work(row_tokens=sum(len(rows) * longest for rows, longest in buckets), pairs=pairs)
         hidden = torch.cat([self._body(chunk.input_ids[rows, :longest]).flatten(0, 1) for rows, longest in buckets])
         start, total = torch.zeros_like(length), 0
         for rows, longest in buckets:
             start[rows] = total + torch.arange(len(rows), device=rows.device) * longest
             total += len(rows) * longest
         place = start[:, None] + chunk.answer_positions - 1
-        return hidden.index_select(0, place[chunk.answer_mask])
-
-    def _count(self, kind: str, head_products: int) -> None:
-        self.work[kind] += self._pass + Work(head_products=head_products)
+        work = Work(row_tokens=total, pairs=_pairs((len(rows), longest) for rows, longest in buckets))
+        return hidden.index_select(0, place[chunk.answer_mask]), work
 
     def _body(self, input_ids: Tensor, **settings: object) -> Tensor:
         hidden: Tensor = self.body(input_ids=input_ids, use_cache=False, **settings).last_hidden_state
         return hidden
+
+
+def _pairs(batches: Iterable[Sequence[int]]) -> int:
+    """Causal pairs of queries and keys in batches of so many sequences and columns."""
+    return sum(count * longest * (longest + 1) // 2 for count, longest in batches)

@@ -1,6 +1,7 @@
 """The loss of one visit, as the head asks for it: rows, then token by token or in sum."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,8 +51,6 @@ class Visit:
         self.first = number < lesson.plan.micro_batches
         """Before the first update the policy is still the old one."""
         self._checked = False
-        self._every: TokenBatch | None = None
-        self._weights: dict[Term, Tensor | None] = {}
 
     # -- what the head calls -------------------------------------------------------------------------------------------
 
@@ -59,7 +58,7 @@ class Visit:
         """The tokens that some term gives a gradient; None before a selection that the visit makes itself."""
         if self.lesson.passes.select_in_forward and not self._checked:
             return None
-        return read_mask(self._tokens, self.settings).nonzero().flatten()
+        return self._read
 
     def see(self, stats: TokenStats) -> None:
         """Checks and keeps the statistics of all tokens, and makes the selection if it is made here."""
@@ -73,10 +72,7 @@ class Visit:
 
     def token_loss(self, stats: TokenStats, rows: Tensor) -> Tensor:
         """What some tokens contribute, in a loss that is separable."""
-        if self._every is None:  # once for all tiles
-            self._every = self._tokens
-            self._weights = term_weights(self._every, self.settings, self._sampler_logp)
-        some = self._every.part(rows, stats, fold_old=self.lesson.passes.fold_old or self.first)
+        some = self._tokens.part(rows, stats, fold_old=self.lesson.passes.fold_old or self.first)
         total = torch.zeros_like(stats.logp)
         for term, values in token_terms(some, self.settings)[1].items():
             weights = self._weights[term]
@@ -111,9 +107,17 @@ class Visit:
         sampler_logp = self.lesson.experience.sampler_logp
         return None if sampler_logp is None else self.chunk.read(sampler_logp)
 
-    @property
+    @cached_property
+    def _read(self) -> Tensor:
+        return read_mask(self._tokens, self.settings).nonzero().flatten()
+
+    @cached_property
+    def _weights(self) -> dict[Term, Tensor | None]:
+        return term_weights(self._tokens, self.settings, self._sampler_logp)
+
+    @cached_property
     def _tokens(self) -> TokenBatch:
-        """The tokens before anything is known of them: statistics are NaN."""
+        """The tokens, once the selection is made, before the loss looks at them: statistics are NaN."""
         nan = torch.full((len(self.chunk.row),), torch.nan, device=self.chunk.rows.device)
         nan = nan.to(there(self.lesson.experience.entropy).dtype)
         return self._with(TokenStats(nan, nan))

@@ -28,7 +28,7 @@ def path(request, tmp_path):
 
 def hidden_and_gradients(policy, chunk):
     policy.zero_grad()
-    hidden = policy._answer_hidden(chunk, None)
+    hidden = policy._answer_hidden(chunk, None)[0]
     weights = torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype).view_as(hidden)
     (hidden * weights).sum().backward()
     grads = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]

@@ -17,7 +17,7 @@ def path(request, tmp_path):
 
 def read_states(policy, chunk, read):
     policy.zero_grad()
-    hidden = policy._answer_hidden(chunk, read)[read]
+    hidden = policy._answer_hidden(chunk, read)[0][read]
     (hidden * torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype).view_as(hidden)).sum().backward()
     return hidden.detach(), torch.cat(
         [weight.grad.flatten() for weight in policy.parameters() if weight.grad is not None]
