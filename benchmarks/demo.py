@@ -15,9 +15,16 @@ peak_rss_mb      largest resident memory of a seed's process
 overhead_share   1 - (sampling + verification + policy passes + optimiser) / wall time of the training loop
 help_seconds     median of five `forklight --help`, warm
 
+With `--beside` the controls are left out, and every seed runs a second time with another sampler:
+
+avg8_beside_seeds, avg8_beside   one per seed, and their median
+beside_points    how far the medians are apart, in percentage points
+beside_seconds   wall time of the training loop, the longest of the seeds
+
     python benchmarks/demo.py            five runs, about half an hour
     python benchmarks/demo.py --seeds 1  one run
     python benchmarks/demo.py --quick    one run of a few updates, to see that it works
+    python benchmarks/demo.py --beside forklight.rollout.VLLMSampler   six runs, over an hour
 """
 
 import argparse
@@ -35,7 +42,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 CONFIG = Path(__file__).parents[1] / "configs" / "countdown" / "grpo.yaml"
 CONTROLS = {"all_tokens": ["--model.selection.keep", "all"], "random_20": ["--model.selection.keep", "random"]}
-WORK = ("sample", "verify", "statistics", "forward", "backward", "optimizer")
+WORK = ("sync", "sample", "verify", "statistics", "forward", "backward", "optimizer")
 
 
 def run(command: list[str]) -> tuple[float, float]:
@@ -77,17 +84,36 @@ def help_seconds(runs: int) -> float:
     return statistics.median([run(command)[0] for _ in range(runs + 1)][1:])
 
 
+def beside(results: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
+    """What the other sampler gives, and how far its median is from ours."""
+    arms = [results[f"beside-{seed}"] for seed in range(seeds)]
+    ours, theirs = (
+        statistics.median(results[f"{arm}-{seed}"]["after"] for seed in range(seeds)) for arm in ("forking", "beside")
+    )
+    return {
+        "avg8_beside_seeds": [arm["after"] for arm in arms],
+        "avg8_beside": theirs,
+        "beside_points": 100 * abs(ours - theirs),
+        "beside_seconds": max(arm["train_seconds"] for arm in arms),
+    }
+
+
 def main() -> None:
     """Runs the arms and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds; below 3 the controls are left out")
     parser.add_argument("--quick", action="store_true", help="one seed, a few updates")
+    parser.add_argument("--updates", type=int, help="stop after so many; the learning rate's schedule stays")
+    parser.add_argument("--beside", metavar="CLASS", help="another sampler, run with the same seeds")
     parser.add_argument("--results", type=Path, help="file to which each arm's result is appended as it ends")
     options = parser.parse_args()
-    extra = ["--trainer.max_steps", "4"] if options.quick else []
+    updates = 4 if options.quick else options.updates
+    extra = ["--trainer.max_steps", str(updates)] if updates else []
     seeds = 1 if options.quick else options.seeds
     arms = [(f"forking-{seed}", seed, extra) for seed in range(seeds)]
-    if seeds >= 3:
+    if options.beside:
+        arms += [(f"beside-{seed}", seed, [*extra, "--model.sampler", options.beside]) for seed in range(seeds)]
+    elif seeds >= 3:
         arms += [(name, 0, [*extra, *choice]) for name, choice in CONTROLS.items()]
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -108,6 +134,7 @@ def main() -> None:
         "total_seconds": max(arm["total_seconds"] for arm in forking),
         "peak_rss_mb": max(arm["peak_rss_mb"] for arm in forking),
         "overhead_share": statistics.median(arm["overhead_share"] for arm in forking),
+        **(beside(results, seeds) if options.beside else {}),
         "help_seconds": help_seconds(1 if options.quick else 5),
     }
     print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in report.items()}))

@@ -29,6 +29,8 @@ from forklight.callbacks.startup import StartupTable
 from forklight.callbacks.throughput import Throughput
 from forklight.data.datamodule import MathDataModule
 from forklight.presets import MODE, add_parser_mode, expand_arguments
+from forklight.rollout.probe import ArrivalError
+from forklight.rollout.sampler import EngineError
 from forklight.run_folder import RunFolder
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -171,7 +173,7 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_cli(compare, args=arguments[1:], exit_on_error=False, prog="forklight compare")
         else:
             _run(expand_arguments(arguments))
-    except (ValueError, OSError, MisconfigurationException, ArgumentError) as error:
+    except (ValueError, OSError, MisconfigurationException, ArgumentError, EngineError, ArrivalError) as error:
         if os.environ.get("FORKLIGHT_TRACEBACK"):
             raise
         print(f"forklight: error: {innermost(str(error))}", file=sys.stderr)

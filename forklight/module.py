@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from forklight.algo.objective import Objective
 from forklight.algo.objectives import Dapo
 from forklight.algo.plan import Cost
 from forklight.algo.selection import ForkSelection
-from forklight.algo.terms import Loss
+from forklight.algo.terms import Loss, OldLogpFrom
 from forklight.algo.types import Experience
 from forklight.data.visits import EvalBatch, PromptBatch
 from forklight.models.loading import PolicyConfig, eos_ids, load_settings, load_tokenizer
@@ -29,6 +28,7 @@ from forklight.rollout.collect import Collector, Rollout, RolloutSpec
 from forklight.rollout.hf import HFSampler
 from forklight.rollout.learn import Learner
 from forklight.rollout.lesson import Lesson
+from forklight.rollout.probe import ArrivalProbe
 from forklight.rollout.ranks import Ranks
 from forklight.rollout.sampler import Sampler
 
@@ -42,7 +42,7 @@ class ForkGRPOModule(LightningModule):
     Args:
         policy: the model that is trained.
         rollout: how answers are sampled and filtered.
-        sampler: the engine that samples; `HFSampler` (in process) if not given.
+        sampler: the engine that samples: `HFSampler`, with the policy's own model, if not given; or `VLLMSampler`.
         selection: which tokens carry gradient; `preset` stands for all keys at once: forklight, paper, paper-code, trl,
             all-tokens, random-20 or bottom-80; keys beside or after it override it.
         objective: the policy's loss; `Dapo` if not given.
@@ -51,6 +51,8 @@ class ForkGRPOModule(LightningModule):
         kl: the KL to a reference model, which is loaded only if something compares with it.
         entropy_coef: weight of the entropy bonus.
         correction: importance weights against a mismatch of sampler and trainer.
+        old_logp_from: whose log-probabilities the ratio compares with: the trainer's, of the policy that starts the
+            rollout's updates, or the sampler's, as it drew the tokens.
         optimizer: made for the policy's parameters.
         lr_scheduler: stepped after every update; constant if not given.
     """
@@ -66,11 +68,12 @@ class ForkGRPOModule(LightningModule):
         kl: KLTerm = KLTerm(),  # noqa: B008
         entropy_coef: float = 0.0,
         correction: Correction = Correction(),  # noqa: B008
+        old_logp_from: OldLogpFrom = "trainer",
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        self.loss = Loss(selection, objective or Dapo(), kl, entropy_coef, correction)
+        self.loss = Loss(selection, objective or Dapo(), kl, entropy_coef, correction, old_logp_from)
         self.policy_config = policy
         self.rollout_spec = rollout
         self.sampler = sampler or HFSampler()
@@ -87,7 +90,7 @@ class ForkGRPOModule(LightningModule):
         self.lesson: Lesson | None = None
         self.sums: dict[str, Tensor] = {}
         """Sums of the update in progress, over its visits on this rank."""
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds = dict.fromkeys(("sync", "statistics", "forward", "backward", "optimizer"), 0.0)
         """Wall time by part since the start; callbacks read differences."""
         self._position = (0, 0)  # rollout and number of its visits that are done
         self._resumed: Experience | None = None
@@ -108,6 +111,7 @@ class ForkGRPOModule(LightningModule):
             seed=seed,
             max_positions=getattr(self.policy.model.config, "max_position_embeddings", None),
         )
+        self.probe = ArrivalProbe(self.rollout_spec.probe_tolerance, self.ranks)
         self.collector = Collector(self.answerer, self.rollout_spec, self.advantage, self.ranks)
         self.learner = Learner(
             self.loss,
@@ -145,9 +149,11 @@ class ForkGRPOModule(LightningModule):
         """Visit 0 collects experience; the first visit of every update prepares it."""
         if batch.visit == 0:
             self._refresh_reference(batch.rollout)
+            arrival = self._sync()
             with self.trainer.precision_plugin.forward_context():
-                self.sampler.sync(self.policy)
                 self.rollout = self.collector.collect(batch, self._penalty(batch))
+            self.sampler.pause()
+            self.rollout.metrics.update(arrival)
             self._uids = self.collector.uids
             self._begin(self.rollout.experience, batch)
         elif self._resumed is not None:
@@ -196,6 +202,14 @@ class ForkGRPOModule(LightningModule):
         elapsed = time.perf_counter() - started
         self.seconds["optimizer"] += elapsed - (sum(self.seconds[part] for part in inside) - before)
 
+    def _sync(self) -> dict[str, float]:
+        """Hands the weights to the sampler, and sees that they arrive."""
+        started = time.perf_counter()
+        with self.trainer.precision_plugin.forward_context():
+            largest = self.probe.sync(self.sampler, self.policy)
+        self.seconds["sync"] += time.perf_counter() - started
+        return {} if largest is None else {"rollout/probe": largest}
+
     def _begin(self, experience: Experience, batch: PromptBatch) -> None:
         self._resumed = None
         self.lesson = self.learner.begin(
@@ -236,8 +250,27 @@ class ForkGRPOModule(LightningModule):
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
+    def on_validation_start(self) -> None:
+        """The sampler answers with the present weights."""
+        self._sync()
+
+    def on_test_start(self) -> None:
+        """The sampler answers with the present weights."""
+        self._sync()
+
+    def on_predict_start(self) -> None:
+        """The sampler answers with the present weights."""
+        self._sync()
+
+    def on_validation_end(self) -> None:
+        """No more answers before the next rollout."""
+        self.sampler.pause()
+
+    def teardown(self, stage: str) -> None:
+        """Ends the sampler's engine."""
+        self.sampler.close()
+
     def _answer(self, batch: EvalBatch) -> list[Group]:
-        self.sampler.sync(self.policy)
         sampling = batch.spec.sampling
         return self.answerer.answer(
             batch.problems,

@@ -78,6 +78,7 @@ def expected_update(
     with torch.no_grad():
         old = stats_of(old_model, x, everything, temperature, at)
         ref = stats_of(reference, x, rows, temperature, at).logp if reference else {}
+    before = old.logp if settings.old_logp_from == "trainer" else told(x)
     by = now if spec.entropy_of == "current" and spec.scope != "rollout" else old
 
     allowed = {r for r in everything if spec.over == "answers" or x.contributing[r]}
@@ -91,13 +92,13 @@ def expected_update(
     for members in [rows] if spec.scope == "sequence" else together:
         tokens = [(r, t) for r in members if r in allowed for t in range(int(x.answer_length[r]))]
         if settings.objective.covariance is not None:
-            held |= held_tokens(x, tokens, kept, by, old, settings.objective, int(hash_bits(noise_seed, 1)))
+            held |= held_tokens(x, tokens, kept, by, before, settings.objective, int(hash_bits(noise_seed, 1)))
     kept = {token for token in kept if token[0] in rows}
 
     eligible = {(r, t) for r in rows if r in allowed for t in range(int(x.answer_length[r]))}
     mean = Mean(x, settings, rows, allowed, kept, eligible, visits, length_limit)
     zero = sum(now.logp[r].sum() * 0 for r in rows)
-    policy = Surrogate(settings.objective, x, now, old, ref, kept, held)
+    policy = Surrogate(settings.objective, x, now, before, ref, kept, held)
     trained = kept if settings.objective.trains == "forks" else eligible
     loss = zero + mean({token: policy.value(*token) for token in trained}, masked=True)
     if settings.kl_in_loss:
@@ -114,6 +115,11 @@ def expected_update(
     for token in kept:
         mask[token] = True
     return Expected(loss.detach(), mask, torch.autograd.grad(loss, list(model.parameters())))
+
+
+def told(x: Experience) -> dict[int, Tensor]:
+    """The sampler's log-probabilities by row."""
+    return {row: x.sampler_logp[row, :length].double() for row, length in enumerate(x.answer_length.tolist())}
 
 
 def everywhere(x: Experience, rows: Sequence[int]) -> set[Token]:
@@ -133,12 +139,17 @@ def scores_of(x: Experience, tokens: Sequence[Token], by: Stats, settings: Loss,
     if spec.keep == "low_probability":
         return {token: -value for token, value in logp.items()}
     if spec.keep == "covariance":
-        advantage = {(r, t): float(x.advantages[r]) for r, t in tokens}
-        means = [fsum(values.values()) / max(1, len(tokens)) for values in (advantage, logp)]
-        alike = len(set(advantage.values())) < 2  # the mean of equal numbers may round away from them
-        return {k: 0.0 if alike else (advantage[k] - means[0]) * (logp[k] - means[1]) for k in tokens}
+        return covariances(x, tokens, logp)
     noise = hash_uniform if spec.rule == "threshold" else hash_bits
     return {(r, t): noise(noise_seed, int(x.row_key[r]), t).item() for r, t in tokens}
+
+
+def covariances(x: Experience, tokens: Sequence[Token], logp: dict[Token, float]) -> dict[Token, float]:
+    """Each token's part in the covariance of advantage and log-probability over the tokens."""
+    advantage = {(r, t): float(x.advantages[r]) for r, t in tokens}
+    means = [fsum(values[token] for token in tokens) / max(1, len(tokens)) for values in (advantage, logp)]
+    alike = len(set(advantage.values())) < 2  # the mean of equal numbers may round away from them
+    return {k: 0.0 if alike else (advantage[k] - means[0]) * (logp[k] - means[1]) for k in tokens}
 
 
 def shared(x: Experience, tokens: Sequence[Token], value: Callable[[int, int], float], *, inclusive: bool) -> dict:
@@ -181,7 +192,7 @@ def held_tokens(
     tokens: Sequence[Token],
     kept: set[Token],
     by: Stats,
-    old: Stats,
+    before: dict[int, Tensor],
     objective: Objective,
     noise_seed: int,
 ) -> set[Token]:
@@ -190,14 +201,12 @@ def held_tokens(
     tokens = [token for token in tokens if token in kept]
     share = objective.covariance
     k, low, high = max(1, floor(share.share * len(tokens))), share.low, share.high
-    means = [fsum(values) / max(1, len(tokens)) for values in ([float(x.advantages[r]) for r, _ in tokens],)]
-    means.append(fsum(logp[token] for token in tokens) / max(1, len(tokens)))
-    covariance = {(r, t): (float(x.advantages[r]) - means[0]) * (logp[r, t] - means[1]) for r, t in tokens}
+    covariance = covariances(x, tokens, logp)
     if low is None:
         return set(sorted(tokens, key=lambda k: (-covariance[k], int(x.row_key[k[0]]), k[1]))[:k])
 
     def clipped(r: int, t: int) -> bool:
-        ratio = (by.logp[r][t] - old.logp[r][t]).exp().item()
+        ratio = (by.logp[r][t] - before[r][t]).exp().item()
         advantage = x.advantages[r]
         return bool(advantage > 0 and ratio > 1 + objective.clip.high) or bool(
             advantage < 0 and ratio < 1 - objective.clip.low
@@ -214,21 +223,21 @@ class Surrogate:
     objective: Objective
     x: Experience
     now: Stats
-    old: Stats
+    before: dict[int, Tensor]
     ref: dict[int, Tensor]
     kept: set[Token]
     held: set[Token]
 
     def value(self, r: int, t: int) -> Tensor:
         o, advantage = self.objective, self.x.advantages[r]
-        log_ratio = self.now.logp[r][t] - self.old.logp[r][t]
+        log_ratio = self.now.logp[r][t] - self.before[r][t]
         match o:
             case Cispo():
                 weight = log_ratio.exp().detach().clamp(1 - o.weight_clip.low, 1 + o.weight_clip.high)
                 return -weight * advantage * self.now.logp[r][t]
             case Gspo():
                 places = [place for row, place in self.kept if row == r]
-                mean = (self.now.logp[r][places] - self.old.logp[r][places]).mean()
+                mean = (self.now.logp[r][places] - self.before[r][places]).mean()
                 return clipped(mean, advantage, o.sequence_clip)
             case ClipCov():
                 return clipped(log_ratio, advantage, o.clip) * ((r, t) not in self.held)

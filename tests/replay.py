@@ -19,6 +19,8 @@ class ReplaySampler:
         self.calls = json.loads(ROLLOUTS.read_text())["calls"]
         self.next = 0
 
+    half_precision = False
+
     def sync(self, policy: Policy) -> None:
         """The answers do not depend on it."""
 
@@ -29,6 +31,15 @@ class ReplaySampler:
         self.next += 1
         assert call["prompts"] == prompts
         return [[Sampled(ids, logp=None) for ids in group] for group in call["answers"]]
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]] | None:
+        """It cannot tell."""
+
+    def pause(self) -> None:
+        """It holds nothing."""
+
+    def close(self) -> None:
+        """It holds nothing."""
 
 
 class ReplayVerifier:

@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def rows_of(x: Experience, rows: torch.Tensor) -> Experience:
     """The sequences that one rank would have."""
     per_row = ("input_ids", "prompt_length", "answer_length", "rewards", "advantages", "contributing")
     per_row += ("right", "truncated", "update", "group", "row_key")
-    return Experience(**{name: getattr(x, name)[rows] for name in per_row})
+    share = Experience(**{name: getattr(x, name)[rows] for name in per_row})
+    return share if x.sampler_logp is None else replace(share, sampler_logp=x.sampler_logp[rows, : share.width])
 
 
 class ThreadRanks(Ranks):

@@ -96,10 +96,12 @@ def mismatch_metrics(logp: Tensor, sampler_logp: Tensor, mask: Tensor) -> dict[s
         mask: bool, like `logp`, the tokens that count; other tokens may hold anything.
 
     Returns:
-        Detached float64 scalars, of `w = exp(logp - sampler_logp)`, with log-ratios cut at `MAX_LOG_RATIO`. These add
-        up over micro-batches and ranks: `tokens`, `weight_sum`, `weight_square_sum` (the effective share of the tokens
-        is `weight_sum^2 / weight_square_sum / tokens`) and `kl_sum` (the k3 estimate `w - 1 - log w` of
-        KL(sampler || trainer), in nats, never negative). `ratio_max` (0 for an empty mask) combines by maximum.
+        Detached float64 scalars, of `w = exp(logp - sampler_logp)`, with log-ratios cut at `MAX_LOG_RATIO`, and of
+        `d = abs(logp - sampler_logp)`, in nats and never cut. These add up over micro-batches and ranks: `tokens`,
+        `weight_sum`, `weight_square_sum` (the effective share of the tokens is
+        `weight_sum^2 / weight_square_sum / tokens`), `kl_sum` (the k3 estimate `w - 1 - log w` of
+        KL(sampler || trainer), in nats, never negative) and `diff_sum` (of d). `ratio_max` and `diff_max`, the largest
+        w and d (0 for an empty mask), combine by maximum.
 
     Raises:
         TypeError: the mask is not bool.
@@ -111,6 +113,7 @@ def mismatch_metrics(logp: Tensor, sampler_logp: Tensor, mask: Tensor) -> dict[s
         shapes = [tuple(tensor.shape) for tensor in (logp, sampler_logp, mask)]
         raise ValueError(f"log-probabilities and mask must have one shape, got {', '.join(map(str, shapes))}")
     log_ratio = torch.where(mask, logp.detach().double() - sampler_logp.detach().double(), 0.0)
+    difference = log_ratio.abs()
     log_ratio = log_ratio.clamp(max=MAX_LOG_RATIO)
     weight = torch.where(mask, log_ratio.exp(), 0.0)
     return {
@@ -119,5 +122,12 @@ def mismatch_metrics(logp: Tensor, sampler_logp: Tensor, mask: Tensor) -> dict[s
         "weight_square_sum": weight.square().sum(),
         # expm1: near equal the plain formula is a difference of numbers close to 1
         "kl_sum": (torch.expm1(log_ratio) - log_ratio).sum(),
-        "ratio_max": torch.cat([weight.flatten(), weight.new_zeros(1)]).amax(),
+        "diff_sum": difference.sum(),
+        "ratio_max": _largest(weight),
+        "diff_max": _largest(difference),
     }
+
+
+def _largest(values: Tensor) -> Tensor:
+    """The largest of values that are not negative; 0 if there are none."""
+    return torch.cat([values.flatten(), values.new_zeros(1)]).amax()

@@ -158,11 +158,23 @@ class Passes:
     statistics: bool
     """One pass at the first update, over all updates of the rollout."""
     entropy_each_update: bool
-    """One more entropy pass before each later update."""
+    """An entropy pass before each update, but for a first one that the statistics pass covers."""
     select_in_forward: bool
     """The training forward itself yields the entropies, and the selection runs inside it."""
     fold_old: bool
     """The old log-probability is the training forward's own, detached: one update per rollout."""
+    old_from_sampler: bool = False
+    """The old log-probability is the one that the sampler drew the token with."""
+
+    @property
+    def forward_sees(self) -> bool:
+        """The training forward itself finds the entropies: the selection wants them there, or no pass before has."""
+        return self.select_in_forward or not (self.statistics or self.entropy_each_update)
+
+    @property
+    def finds_old(self) -> bool:
+        """The statistics pass runs for the old log-probabilities: neither forward nor sampler yields them."""
+        return self.statistics and not (self.fold_old or self.old_from_sampler)
 
     @classmethod
     def of(
@@ -173,6 +185,7 @@ class Passes:
         micro_batches: int,
         ranked: bool | None = None,
         counted: bool = True,
+        old_from_sampler: bool = False,
     ) -> "Passes":
         """The cheapest passes that give the specified result.
 
@@ -182,6 +195,7 @@ class Passes:
             micro_batches: A.
             ranked: whether some tokens are chosen by what only the policy knows; if None, as the selection says.
             counted: whether lengths alone give the denominators.
+            old_from_sampler: whether the sampler tells the old log-probabilities, so that no pass has to find them.
 
         Raises:
             ValueError: the tokens of a whole rollout are to be ranked by a policy that changes within it.
@@ -197,35 +211,47 @@ class Passes:
         in_micro_batch = spec.scope in ("sequence", "micro_batch", "micro_batch_rank")
         sees_whole_set = micro_batches == 1 or (in_micro_batch and counted)
         in_forward = ranked and current and sees_whole_set
+        each_update = not on_policy and ranked and current and not in_forward
+        old_pass = not on_policy and not old_from_sampler
         return cls(
-            statistics=not on_policy or (ranked and not in_forward),
-            entropy_each_update=not on_policy and ranked and current and not in_forward,
+            statistics=old_pass or (ranked and not in_forward and not each_update),
+            entropy_each_update=each_update,
             select_in_forward=in_forward,
-            fold_old=on_policy,
+            fold_old=on_policy and not old_from_sampler,
+            old_from_sampler=old_from_sampler,
         )
 
     def describe(self) -> str:
         """One phrase for the table at the start of a run."""
-        parts = ["sampling"]
+        parts = ["sampling" + (" (old log-probs)" if self.old_from_sampler else "")]
         if self.statistics:
-            parts.append("one statistics pass" + (" (old log-probs)" if not self.fold_old else " (entropies)"))
+            parts.append("one statistics pass" + (" (old log-probs)" if self.finds_old else " (entropies)"))
         if self.entropy_each_update:
-            parts.append("one entropy pass before each later update")
+            parts.append("one entropy pass before each" + (" later" if self.statistics else "") + " update")
         parts.append("training" + (" (selection inside)" if self.select_in_forward else ""))
         return ", ".join(parts)
 
     def reasons(self) -> dict[str, str]:
         """Why each pass runs, or why it does not have to."""
-        if self.fold_old:
+        if self.old_from_sampler:
+            old = "no pass: those that the sampler drew the tokens with"
+        elif self.fold_old:
             old = "no pass: with one update per rollout the training forward's own log-probabilities are the old ones"
         else:
             old = "statistics pass: later updates compare with the policy before the first"
         if self.select_in_forward:
             entropies = "no pass: the training forward sees every token that is ranked with its own"
+        elif self.finds_old:
+            entropies = "statistics pass: the one that finds the old log-probabilities"
         elif self.statistics:
-            entropies = "statistics pass: tokens of several micro-batches or updates are ranked together"
+            entropies = (
+                "statistics pass: tokens of several micro-batches are ranked together, or those of later updates "
+                "by the policy before the first"
+            )
+        elif self.entropy_each_update:
+            entropies = "a pass before each update: tokens of several micro-batches are ranked together"
         else:
             entropies = "no pass: the selection does not read them"
-        if self.entropy_each_update:
+        if self.statistics and self.entropy_each_update:
             entropies += ", and a pass before each later update for the entropies of the policy of the day"
         return {"old log-probabilities": old, "entropies": entropies}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from forklight.algo.objectives import Dapo, Gspo
 from forklight.algo.plan import Others, Passes
 from forklight.algo.spec import ForkSelection, Term
 from forklight.algo.types import LossOutput, TokenBatch, TokenLoss
+
+OldLogpFrom = Literal["trainer", "sampler"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,19 @@ class Loss:
     """Weight of the entropy bonus: what is added to the objective per nat of mean entropy."""
     correction: Correction = field(default_factory=Correction)
     """Weights against a mismatch of sampler and trainer."""
+    old_logp_from: OldLogpFrom = "trainer"
+    """The old log-probabilities of the ratio: the trainer's, of the policy that starts the rollout's updates, or those
+    that the sampler drew the tokens with. With the latter no pass has to find them, the first ratio is
+    trainer / sampler, and the range acts on the product of that and what updates have changed."""
 
     def __post_init__(self) -> None:
+        if self.old_logp_from not in get_args(OldLogpFrom):
+            raise ValueError(f"model.old_logp_from must be one of {get_args(OldLogpFrom)}, got {self.old_logp_from!r}")
+        if self.old_logp_from == "sampler" and self.correction.method != "none":
+            raise ValueError(
+                f"model.correction.method: {self.correction.method} weighs by trainer / sampler, which "
+                "model.old_logp_from: sampler has in the ratio already: leave one of them out"
+            )
         if not 0 <= self.entropy_coef < float("inf"):
             raise ValueError(f"model.entropy_coef must be a finite number >= 0, got {self.entropy_coef}")
         s, o = self.selection, self.objective
@@ -112,11 +126,16 @@ class Loss:
         if self.objective.covariance is not None and self.selection.scope == "sequence":
             known = False  # sequences are ranked alone, but covariances are about the mean of the whole update
         return Passes.of(
-            self.selection, updates=updates, micro_batches=micro_batches, ranked=self.ranked, counted=known
+            self.selection,
+            updates=updates,
+            micro_batches=micro_batches,
+            ranked=self.ranked,
+            counted=known,
+            old_from_sampler=self.old_logp_from == "sampler",
         )
 
 
-def loss_terms(tokens: TokenBatch, loss: Loss, sampler_logp: Tensor | None = None) -> LossOutput:
+def loss_terms(tokens: TokenBatch, loss: Loss, sampler_logp: Tensor | None, trainer_logp: Tensor) -> LossOutput:
     """Policy, KL and entropy terms of a visit, as weighted sums over its tokens.
 
     A term that `selection.terms` names is summed over the kept tokens; others over all answer tokens.
@@ -124,7 +143,9 @@ def loss_terms(tokens: TokenBatch, loss: Loss, sampler_logp: Tensor | None = Non
     Args:
         tokens: of the visit; `entropy` is connected where there is an entropy bonus.
         loss: what the terms are.
-        sampler_logp: [N], that the sampler drew the tokens with; needed by a correction.
+        sampler_logp: [N], that the sampler drew the tokens with, if it told; needed by a correction.
+        trainer_logp: [N], the trainer's of the same policy, NaN where it is not known: what the sampler's is compared
+            with.
 
     Returns:
         The sums, scalars connected to the log-probabilities also when no token counts, and detached float64 metrics.
@@ -147,7 +168,7 @@ def loss_terms(tokens: TokenBatch, loss: Loss, sampler_logp: Tensor | None = Non
             f"{name}_{key}": value for key, value in ratio_metrics(tokens, policy, seen(mask, tokens.logp)).items()
         }
         if sampler_logp is not None:
-            found = mismatch_metrics(tokens.old_logp, sampler_logp, seen(mask, tokens.old_logp))
+            found = mismatch_metrics(trainer_logp, sampler_logp, seen(mask, trainer_logp))
             metrics |= {f"{name}_mismatch_{key}": value for key, value in found.items()}
     return LossOutput(sums["policy"], sums.get("kl"), sums.get("entropy"), metrics)
 

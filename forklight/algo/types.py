@@ -40,7 +40,7 @@ class TokenBatch:
     """The N answer tokens of one visit, in row order: all that an objective sees."""
 
     logp: Tensor  # [N] under the policy being trained, differentiable
-    old_logp: Tensor  # [N] under the policy that starts the rollout's updates; may be logp itself, detached
+    old_logp: Tensor  # [N] before the rollout's updates, of the trainer or the sampler; may be logp itself, detached
     advantages: Tensor  # [N]
     fork_mask: Tensor  # bool [N] kept by the selection
     eligible: Tensor  # bool [N] could have been kept
@@ -158,7 +158,7 @@ class Experience:
     group: Tensor  # int64 [S] draw number of the sequence's problem
     row_key: Tensor  # int64 [S] draw number * G + answer number: unique over ranks, breaks ties
     sampler_logp: Tensor | None = None  # float32 [S,T] that the sampler drew the tokens with, if it told
-    old_logp: Tensor | None = None  # float [S,T] before the first update of the rollout
+    old_logp: Tensor | None = None  # float [S,T] of the trainer, before the first update of the rollout
     entropy: Tensor | None = None  # float [S,T] of the policy that the selection asks for
     logp: Tensor | None = None  # float [S,T] of that same policy, where a score is made of it
     ref_logp: Tensor | None = None  # float [S,T]

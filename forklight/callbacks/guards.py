@@ -18,6 +18,11 @@ class Guards(Callback):
         if stage == "fit":
             check_fit(trainer, pl_module, getattr(trainer, "datamodule", None))
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends the sampler's engine: after an error Lightning calls no `teardown` of the module."""
+        if isinstance(pl_module, ForkGRPOModule):
+            pl_module.sampler.close()
+
 
 def check_fit(trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
     """Refuses to train what the config does not say; sets `trainer.val_check_interval` if it is left out.

@@ -38,7 +38,8 @@ def startup_table(trainer: Trainer, module: ForkGRPOModule, data: MathDataModule
     parameters = sum(parameter.numel() for parameter in module.policy.parameters())
     rows = [
         ("policy", f"{module.policy_config.path}, {parameters:,} parameters, {trainer.precision}"),
-        ("rollout", f"P*G = {p} problems * {g} answers = {sequences} sequences, at most {sequences * limit:,} tokens"),
+        ("rollout", f"P*G = {p} problems * {g} answers = {sequences} sequences, at most {sequences * limit:,} tokens, "
+                    f"by {type(module.sampler).__name__}"),
         ("update", f"K = {k} per rollout: {p // k} problems, {sequences // k} sequences each"),
         ("micro-batch", f"A = {a} per update on {ranks} rank(s): about {sequences // (k * a * ranks)} sequences"),
         ("policy gradient", "on-policy" if k == 1 else f"off-policy after the first of {k} updates"),
@@ -87,6 +88,8 @@ def describe_loss(loss: Loss, advantage: AdvantageName | Advantage) -> str:
         parts.append(f"entropy bonus {loss.entropy_coef:g}")
     if loss.correction.method != "none":
         parts.append(f"correction {loss.correction.method} {loss.correction.low:g} to {loss.correction.high:g}")
+    if loss.old_logp_from == "sampler":
+        parts.append("old log-probabilities of the sampler")
     return ", ".join(parts)
 
 

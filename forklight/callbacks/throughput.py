@@ -4,8 +4,9 @@ Shares are of this rank's wall time or of its model's floating-point operations;
 
 - `sample_tokens_per_second`: answer tokens of the rollout, by the time of sampling; `update_tokens_per_second`: prompt
   and answer tokens of the rollout, trained or not, by the time of statistics, forward, backward and optimiser.
-- `share_sample`, `share_verify`, `share_statistics`, `share_forward`, `share_backward`, `share_optimizer`,
-  `share_other`: of the wall time from rollout to rollout, evaluations included in the last.
+- `share_sync`, `share_sample`, `share_verify`, `share_statistics`, `share_forward`, `share_backward`,
+  `share_optimizer`, `share_other`: of the wall time from rollout to rollout, evaluations included in the last; `sync`
+  hands the weights to the sampler and sees that they arrive.
 - `head_share`: of the operations of all passes, those of the LM head. `head_products`: products with the head's weight
   per answer token of the rollout, all passes together; plain autograd over every token has three, and one more for a
   pass without gradient.
@@ -33,8 +34,8 @@ from forklight.rollout.lesson import Lesson
 PEAK_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0}
 """Dense bfloat16, by a part of the device's name."""
 
-PHASES = ("sample", "verify", "statistics", "forward", "backward", "optimizer")
-UPDATE = PHASES[2:]
+PHASES = ("sync", "sample", "verify", "statistics", "forward", "backward", "optimizer")
+UPDATE = PHASES[3:]
 
 
 class Throughput(Callback):

@@ -87,7 +87,7 @@ class Chooser:
                 advantages,
                 found.mask,
                 self.objective.covariance,
-                exclude=self._already_clipped(x, rows, found.mask),
+                exclude=self._already_clipped(lesson, rows, found.mask),
                 row_key=row_key,
                 seed=int(hash_bits(seed, 1)),
                 reduce=reduce,
@@ -107,16 +107,17 @@ class Chooser:
         if alone and self.ranks.any(failure is not None):
             raise failure or ValueError(f"selection.keep: {type(self.spec.keep).__name__} failed on another rank")
 
-    def _already_clipped(self, x: Experience, rows: Tensor, mask: Tensor) -> Tensor | None:
+    def _already_clipped(self, lesson: Lesson, rows: Tensor, mask: Tensor) -> Tensor | None:
         """Kept tokens that have no gradient left to take away, bool `[S,T]`; None while all ratios are 1."""
-        covariance = self.objective.covariance
-        if x.old_logp is None or x.logp is None or x.entropy is None or covariance is None or covariance.low is None:
+        x, covariance = lesson.experience, self.objective.covariance
+        old_logp = x.sampler_logp if lesson.passes.old_from_sampler else x.old_logp
+        if old_logp is None or x.logp is None or x.entropy is None or covariance is None or covariance.low is None:
             return None
         advantages = x.advantages[rows][:, None].expand_as(mask)[mask]
         every = torch.ones_like(advantages, dtype=torch.bool)
         tokens = TokenBatch(
             logp=x.logp[rows][mask],
-            old_logp=x.old_logp[rows][mask],
+            old_logp=old_logp[rows][mask].to(x.logp.dtype),
             advantages=advantages.to(x.logp.dtype),
             fork_mask=every,
             eligible=every,

@@ -16,6 +16,7 @@ from forklight.data.visits import PromptBatch
 from forklight.rollout.answers import Answerer, Group
 from forklight.rollout.lesson import NonFiniteError
 from forklight.rollout.ranks import Ranks
+from forklight.rollout.sampler import EngineError
 from forklight.rollout.spec import RolloutSpec
 from forklight.rollout.verdicts import reward_by_length, verdict_counts
 from forklight.types import Completion, Problem, Verdict
@@ -143,7 +144,7 @@ class Collector:
     def _answer_on_all_ranks(self, problems: Sequence[Problem], first: int, batch: PromptBatch) -> list[Group]:
         """Every rank answers its share; every rank then knows all groups, in draw order."""
         mine = slice(self.ranks.rank, None, self.ranks.size)
-        failure: ValueError | OSError | None = None
+        failure: ValueError | OSError | EngineError | None = None
         try:
             groups = self.answerer.answer(
                 problems[mine],
@@ -157,7 +158,7 @@ class Collector:
                 top_p=self.spec.top_p,
                 top_k=self.spec.top_k,
             )
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EngineError) as error:
             groups, failure = [], error
         if self.ranks.any(failure is not None):  # all ranks stop: none is left waiting for this one's answers
             stories = self.ranks.gather(failure and (isinstance(failure, NonFiniteError), str(failure)))

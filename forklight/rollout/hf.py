@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from forklight.algo.noise import hash_uniform
@@ -35,6 +36,12 @@ class HFSampler:
         self.batch_size = batch_size
         self._policy: list[Policy] = []
 
+    @property
+    def half_precision(self) -> bool:
+        """As the policy's weights, or the precision context that it is called in."""
+        weights = [policy.head_weight for policy in self._policy]
+        return any(w.dtype.itemsize < 4 or torch.is_autocast_enabled(w.device.type) for w in weights)
+
     def sync(self, policy: Policy) -> None:
         """Keeps a reference: the weights are shared."""
         self._policy = [policy]
@@ -57,6 +64,28 @@ class HFSampler:
                 sampled[prompt] = flat[number * answers : (number + 1) * answers]
         policy.train(training)
         return sampled
+
+    @torch.no_grad()
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]] | None:
+        """See `Sampler.logprobs`."""
+        policy = self._policy[0]
+        training, weight = policy.model.training, policy.head_weight
+        policy.eval()
+        found = []
+        for sequence in sequences:
+            ids = torch.tensor(sequence, device=weight.device)
+            hidden = policy.body(input_ids=ids[None], use_cache=True).last_hidden_state[0, :-1]
+            logp = F.linear(hidden, weight).double().log_softmax(-1)
+            found.append(logp.gather(1, ids[1:, None]).squeeze(1).tolist())
+        policy.train(training)
+        return found
+
+    def pause(self) -> None:
+        """Nothing to give back: the cache went with the answers."""
+
+    def close(self) -> None:
+        """Lets go of the policy."""
+        self._policy = []
 
 
 def _decode(

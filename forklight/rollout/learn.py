@@ -76,7 +76,16 @@ class Learner:
             updates: K.
             micro_batches: A.
             uids: the problems' uids by draw number.
+
+        Raises:
+            ValueError: the old log-probabilities are to be the sampler's, which tells none; or an update has fewer
+                sequences than micro-batches.
         """
+        passes = self.settings.passes(updates, micro_batches)
+        if passes.old_from_sampler and experience.sampler_logp is None:
+            raise ValueError(
+                "model.old_logp_from: sampler needs the log-probabilities of the sampler, which this one does not tell"
+            )
         plan = make_plan(
             experience,
             self.selection,
@@ -88,21 +97,20 @@ class Learner:
         )
         rows = torch.tensor([len(rows) for rows in plan.watch], device=experience.update.device)
         watched = self.ranks.reduce(rows * self.settings.ranked) > 0
-        passes = self.settings.passes(updates, micro_batches)
         return Lesson(experience, plan, passes, rollout, tuple(watched.tolist()), uids or {})
 
     @torch.no_grad()
     def prepare_update(self, lesson: Lesson, update: int, policy: Policy, reference: Reference | None) -> None:
         """Statistics, selection and denominators that the update needs before its first visit."""
         passes, plan = lesson.passes, lesson.plan
+        every = list(range(len(plan.train)))
         if update == 0:
             dtype = torch.promote_types(policy.head_weight.dtype, torch.float32)
             lesson.experience = self._allocate(lesson, dtype)
-            visits = list(range(len(plan.train)))
             if reference is not None:
-                self.statistics.reference_pass(lesson, visits, reference)
-            if passes.statistics:
-                self.statistics.policy_pass(lesson, update, visits, policy)
+                self.statistics.reference_pass(lesson, every, reference)
+        if update == 0 and passes.statistics:
+            self.statistics.policy_pass(lesson, update, every, policy)
         elif passes.entropy_each_update:
             self.statistics.policy_pass(lesson, update, list(plan.visits_of(update)), policy)
         if passes.select_in_forward:

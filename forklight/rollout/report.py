@@ -16,8 +16,10 @@ is no point at that update, rather than a 0 that nothing has measured.
   at the same share. Not for `covariance` and a score of one's own: they rank a token within its set, and their bounds
   say nothing about another.
 - `mismatch/`: where the sampler tells its log-probabilities, for kept and dropped tokens: the effective share
-  `(sum w)^2 / sum w^2 / n` under the weights w = trainer / sampler, the k3 estimate of KL(sampler || trainer), and the
-  largest weight.
+  `(sum w)^2 / sum w^2 / n` under the weights w = trainer / sampler, the k3 estimate of KL(sampler || trainer), the
+  largest weight, and the mean and the largest absolute difference of log-probabilities, in nats. The trainer's are
+  those of the policy that sampled: where neither a pass nor the first update's forward has found them, a token is not
+  counted.
 """
 
 from dataclasses import dataclass
@@ -243,6 +245,8 @@ def _mismatch_scalars(total: Total, largest: Total) -> dict[str, float]:
             scalars |= _shares({f"mismatch/ess_{of}": (square, total[f"{name}_weight_square_sum"])})
             scalars[f"mismatch/kl_{of}"] = total[f"{name}_kl_sum"] / tokens
             scalars[f"mismatch/ratio_max_{of}"] = largest[f"{name}_ratio_max"]
+            scalars[f"mismatch/diff_mean_{of}"] = total[f"{name}_diff_sum"] / tokens
+            scalars[f"mismatch/diff_max_{of}"] = largest[f"{name}_diff_max"]
     return scalars
 
 

@@ -1,10 +1,16 @@
 """What an engine that samples answers must do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from forklight.models.policy import Policy
+
+
+class EngineError(RuntimeError):
+    """A sampler cannot be built, cannot do what it is asked for, or has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +44,22 @@ class Sampled(NamedTuple):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Samples answers from the policy's present weights."""
+    """Samples answers from the policy's present weights.
+
+    All ranks call `sync`, `pause` and `close` together. `sample` and `logprobs` are each rank's own and come after a
+    `sync`; after a `pause` another `sync` comes first.
+    """
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether it computes in half precision, and rounds accordingly; after a `sync`."""
 
     def sync(self, policy: Policy) -> None:
-        """Takes over the policy's weights; called before every rollout and every evaluation."""
+        """Takes over the policy's weights; called before every rollout and every evaluation.
+
+        Raises:
+            EngineError: the engine cannot be built, or cannot take the weights.
+        """
 
     def sample(
         self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: Decoding
@@ -57,4 +75,31 @@ class Sampler(Protocol):
 
         Returns:
             The answers by prompt and number.
+
+        Raises:
+            EngineError: the engine failed; no answer is there, and the next `sync` starts it anew.
         """
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]] | None:
+        """Natural log-probabilities, at temperature 1, of every token but the first of each sequence.
+
+        They are computed as the sampler computes them, so that they tell whether it has the policy's weights. None if
+        the engine cannot tell.
+        """
+
+    def pause(self) -> None:
+        """No answers are wanted before the next `sync`: memory may be given back."""
+
+    def close(self) -> None:
+        """Ends the engine. May be called at any time and more than once; a later `sync` starts it anew."""
+
+
+@runtime_checkable
+class TakesWeights(Protocol):
+    """A sampler with weights of its own, which it is given by name: `sync` pushes the `weights` of a policy."""
+
+    def weights(self, policy: Policy) -> Iterable[tuple[str, Tensor]]:
+        """All weights of a policy by the names that the sampler knows them by."""
+
+    def push(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes over such weights."""

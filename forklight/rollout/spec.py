@@ -25,6 +25,9 @@ class RolloutSpec:
     """Soft punishment over the last so many tokens before `max_new_tokens` (DAPO Eq. 13); 0 means none."""
     overlong_penalty: float = 1.0
     """The punishment at `max_new_tokens`."""
+    probe_tolerance: float | None = None
+    """Largest difference in log-probability, on fixed tokens, between sampler and trainer after the weights went over;
+    above it the run stops. Null: 1e-3, or 0.5 in half precision."""
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be trained with."""
@@ -39,6 +42,8 @@ class RolloutSpec:
                 "greedy answers have no probability ratio"
             )
         self._check_truncation()
+        if self.probe_tolerance is not None and not self.probe_tolerance > 0:
+            raise ValueError(f"rollout.probe_tolerance = {self.probe_tolerance} must be positive, or null")
         if not 0 <= self.overlong_buffer <= self.max_new_tokens:
             raise ValueError(
                 f"rollout.overlong_buffer = {self.overlong_buffer} must lie between 0 and "

@@ -46,7 +46,7 @@ class Visit:
         self.chunk: Chunk = lesson.experience.chunk(lesson.plan.train[number])
         passes, correction = lesson.passes, settings.correction.method
         by_sequence = passes.fold_old and correction.startswith("sequence")
-        self.wants_all = passes.select_in_forward or not passes.statistics or by_sequence
+        self.wants_all = passes.forward_sees or by_sequence
         self.separable = settings.objective.separable and not (passes.fold_old and correction != "none")
         self.first = number < lesson.plan.micro_batches
         """Before the first update the policy is still the old one."""
@@ -62,17 +62,18 @@ class Visit:
 
     def see(self, stats: TokenStats) -> None:
         """Checks and keeps the statistics of all tokens, and makes the selection if it is made here."""
-        passes = self.lesson.passes
         self._check(stats, slice(None))
-        if passes.select_in_forward or not passes.statistics:
+        if self.lesson.passes.forward_sees:
             keep(self.lesson.experience, self.chunk, stats)
-        if passes.select_in_forward:
+        if self.lesson.passes.select_in_forward:
             with torch.no_grad():
                 self.choose()
 
     def token_loss(self, stats: TokenStats, rows: Tensor) -> Tensor:
         """What some tokens contribute, in a loss that is separable."""
-        some = self._tokens.part(rows, stats, fold_old=self.lesson.passes.fold_old or self.first)
+        passes = self.lesson.passes
+        own = passes.fold_old or (self.first and not passes.old_from_sampler)
+        some = self._tokens.part(rows, stats, fold_old=own)
         total = torch.zeros_like(stats.logp)
         for term, values in token_terms(some, self.settings)[1].items():
             weights = self._weights[term]
@@ -87,7 +88,7 @@ class Visit:
             assert rows is not None
             self._check(stats, rows)
         tokens = self._with(stats)
-        out = loss_terms(tokens, self.settings, self._sampler_logp)
+        out = loss_terms(tokens, self.settings, self._sampler_logp, self._trainer_logp(stats.logp.detach()))
         sums: dict[Term, Tensor | None] = {"policy": out.policy_sum, "kl": out.kl_sum, "entropy": out.entropy_sum}
         total = torch.zeros_like(out.policy_sum)
         for term, value in sums.items():
@@ -139,7 +140,16 @@ class Visit:
         )
 
     def _old_logp(self, logp: Tensor) -> Tensor:
-        """At the first update the log-probabilities of the pass before are these, but for products of other rows."""
+        """What the ratio compares with."""
+        if self.lesson.passes.old_from_sampler:
+            return there(self._sampler_logp).to(logp.dtype)
+        return self._trainer_logp(logp)
+
+    def _trainer_logp(self, logp: Tensor) -> Tensor:
+        """Of the policy that sampled, NaN where it is not known.
+
+        At the first update the log-probabilities of the pass before are these, but for products of other rows.
+        """
         if self.lesson.passes.fold_old:
             return logp
         old_logp = self.chunk.read(there(self.lesson.experience.old_logp))

@@ -74,6 +74,11 @@ CASES = {
     ),
     "a lower bound above 1": ([C + "low", "1.5"], ["model.correction.low", "got 1.5"]),
     "an upper bound below 1": ([C + "high", "0.5"], ["model.correction.high", "got 0.5"]),
+    "the mismatch twice": (
+        [C + "method", "token_mask", "--model.old_logp_from", "sampler"],
+        ["model.correction.method: token_mask", "model.old_logp_from: sampler"],
+    ),
+    "old log-probabilities of nobody": (["--model.old_logp_from", "reference"], ["old_logp_from", "reference"]),
     "a negative KL": (["--model.kl.coef", "-0.1"], ["model.kl.coef", "got -0.1"]),
     "a negative entropy bonus": (["--model.entropy_coef", "-0.01"], ["model.entropy_coef", "got -0.01"]),
 }  # fmt: skip
@@ -96,10 +101,13 @@ def test_a_contradiction_leaves_a_run_alone(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_correction_of_a_silent_sampler_fails_at_the_first_update(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("key", "value"), [("model.correction.method", "token_mask"), ("model.old_logp_from", "sampler")]
+)
+def test_what_a_silent_sampler_does_not_tell_is_missed_at_the_first_update(key, value, tmp_path, capsys):
     folder = tmp_path / "run"
-    error = refused(capsys, folder, C + "method", "token_mask", "--model.sampler", f"{__name__}.SilentSampler")
-    assert "model.correction.method: token_mask" in error
+    error = refused(capsys, folder, f"--{key}", value, "--model.sampler", f"{__name__}.SilentSampler")
+    assert f"{key}: {value}" in error
     assert "log-probabilities of the sampler" in error
     # only the sampler itself can say that it is silent: what is left is the start, and nothing of a training
     assert (folder / "config-0.yaml").is_file()

@@ -69,7 +69,8 @@ def trained(tmp_path_factory):
 
 
 K2 = ("--data.updates_per_rollout", 2, "--trainer.accumulate_grad_batches", 2)
-MISMATCH = {f"mismatch/{name}_{of}" for name in ("ess", "kl", "ratio_max") for of in ("kept", "dropped")}
+NAMES = ("ess", "kl", "ratio_max", "diff_mean", "diff_max")
+MISMATCH = {f"mismatch/{name}_{of}" for name in NAMES for of in ("kept", "dropped")}
 
 
 @pytest.mark.parametrize("method", ["none", *METHODS])
@@ -84,6 +85,8 @@ def test_a_mismatch_is_logged_by_kept_and_dropped_tokens(method, trained):
         assert all(value < 0.95 for value in found[f"mismatch/ess_{of}"])
         assert found[f"mismatch/kl_{of}"] == pytest.approx([mean - 1] * 2, abs=0.1)
         assert all(1.5 < value <= math.exp(SPREAD / 2) * 1.001 for value in found[f"mismatch/ratio_max_{of}"])
+        assert found[f"mismatch/diff_mean_{of}"] == pytest.approx([SPREAD / 4] * 2, abs=0.2)
+        assert all(SPREAD / 4 < value <= SPREAD / 2 * 1.001 for value in found[f"mismatch/diff_max_{of}"])
     assert found["mismatch/ess_kept"] != found["mismatch/ess_dropped"]
 
 
@@ -119,6 +122,8 @@ def test_ratios_of_4_are_cut_to_2_or_masked(method, factor, more, trained):
     assert found["mismatch/ess_kept"][0] == pytest.approx(1, abs=1e-6)
     assert found["mismatch/ratio_max_kept"][0] == pytest.approx(4, rel=1e-4)
     assert found["mismatch/kl_kept"][0] == pytest.approx(3 - math.log(4), rel=1e-4)
+    assert found["mismatch/diff_mean_kept"][0] == pytest.approx(math.log(4), rel=1e-4)
+    assert found["mismatch/diff_max_kept"][0] == pytest.approx(math.log(4), rel=1e-4)
 
 
 @pytest.mark.parametrize("more", [(), K2])
@@ -128,3 +133,33 @@ def test_a_sampler_that_agrees_needs_no_correction(more, trained):
         assert found[tag] == pytest.approx([1.0] * 2, abs=1e-6)
     assert found["train/policy_loss"] == pytest.approx(plain["train/policy_loss"], abs=1e-5)
     assert max(map(abs, plain["train/policy_loss"])) > 1e-3
+
+
+TOLD = ("--model.old_logp_from", "sampler")
+
+
+@pytest.mark.parametrize("more", [(), K2])
+def test_the_samplers_log_probabilities_are_the_old_ones(more, trained):
+    (plain, before), (found, after) = trained(NoisySampler, "none", *more), trained(NoisySampler, "none", *more, *TOLD)
+    assert plain["train/ratio"][0] == 1
+    # the mean of exp(u) for u uniform over SPREAD, and ranges that a part of the tokens leaves at once
+    assert found["train/ratio"][0] == pytest.approx(2 * math.sinh(SPREAD / 2) / SPREAD, abs=0.15)
+    assert found["train/ratio_max"][0] == pytest.approx(found["mismatch/ratio_max_kept"][0], rel=1e-4)
+    assert found["train/clip_low"][0] + found["train/clip_high"][0] > 0
+    assert found["fork/threshold"][0] == pytest.approx(plain["fork/threshold"][0], rel=1e-5)
+    assert any(not torch.equal(after[name], weight) for name, weight in before.items())
+    # how far they are apart is told all the same
+    for tag in MISMATCH:
+        assert found[tag][0] == pytest.approx(plain[tag][0], rel=1e-4), tag
+        assert len(found[tag]) == 2
+    passes = [values["throughput/passes_statistics"] for values in (plain, found)]
+    assert passes == ([[4.0], [4.0]] if more else [[0.0, 0.0]] * 2)  # at K = 2 for the entropies of both updates
+
+
+def test_no_pass_runs_for_them_where_no_token_is_ranked_by_the_old_policy(trained):
+    current = ("--data.updates_per_rollout", 2, "--model.selection.entropy_of", "current")
+    found, _ = trained(NoisySampler, "none", *current, *TOLD)
+    assert found["throughput/passes_statistics"] == [0.0]
+    assert len(found["train/ratio"]) == 2
+    # under the policy that sampled the trainer then knows the first update's tokens alone
+    assert {tag: len(found[tag]) for tag in MISMATCH} == dict.fromkeys(MISMATCH, 1)

@@ -29,7 +29,8 @@ PER_UPDATE = {
     "fork": "threshold kept_share kept_share_right kept_share_wrong kept_share_first_third kept_share_last_third "
     "kept_share_min kept_share_max entropy_mean entropy_kept entropy_dropped types types_share overlap_random "
     "ratio_kept ratio_dropped clip_kept clip_dropped kl_kept kl_dropped",
-    "mismatch": "ess_kept ess_dropped kl_kept kl_dropped ratio_max_kept ratio_max_dropped",
+    "mismatch": "ess_kept ess_dropped kl_kept kl_dropped ratio_max_kept ratio_max_dropped diff_mean_kept "
+    "diff_mean_dropped diff_max_kept diff_max_dropped",
     "rollout": "empty_updates",
 }
 

@@ -41,7 +41,7 @@ def test_the_head_has_as_many_products_as_the_loss_asks_for(folders):
 
 
 def test_shares_of_time_add_up(folders):
-    phases = ("sample", "verify", "statistics", "forward", "backward", "optimizer", "other")
+    phases = ("sync", "sample", "verify", "statistics", "forward", "backward", "optimizer", "other")
     for parts in zip(*(values(folders[0], f"share_{phase}") for phase in phases), strict=True):
         assert sum(parts) == pytest.approx(1, abs=1e-5)
         assert all(part >= 0 for part in parts)

@@ -66,6 +66,7 @@ class Case:
     temperature: float = 1.0
     at: str | float = "sampling"
     objective: str = "Dapo"
+    old_logp_from: str = "trainer"
     rho: float = 0.3
 
     def __str__(self):
@@ -88,7 +89,8 @@ class Case:
             "EntropyShaped": lambda: objectives.EntropyShaped(clip),
             "Archer": lambda: objectives.Archer(ClipRange(0.3, 0.3), NARROW, fork_kl=0.05, other_kl=0.1),
         }[self.objective]()
-        return Loss(selection, objective, KLTerm(coef=self.kl_coef), self.entropy_coef)
+        kl = KLTerm(coef=self.kl_coef)
+        return Loss(selection, objective, kl, self.entropy_coef, old_logp_from=self.old_logp_from)
 
     @property
     def valid(self):
@@ -136,6 +138,7 @@ CHOICES = {
     "temperature": (1.0, 0.7),
     "at": ("sampling", 0.5),
     "objective": ("Dapo", "Grpo", "DrGrpo", "Cispo", "Gspo", "ClipCov", "KlCov", "EntropyShaped", "Archer"),
+    "old_logp_from": ("trainer", "sampler"),
 }
 WITH_DUAL = ("Dapo", "Grpo", "DrGrpo", "ClipCov", "EntropyShaped")
 
@@ -227,6 +230,16 @@ def turned(number):
     return HEADS[number % 3 :] + HEADS[: number % 3]
 
 
+def told(x, case, policy):
+    """Where the case asks for it, log-probabilities of a sampler that does not quite agree with the policy."""
+    if case.old_logp_from == "trainer":
+        return x
+    chunk, logp = x.chunk(torch.arange(len(x.group))), torch.full(x.answer_mask.shape, torch.nan)
+    found = policy(chunk, case.temperature).logp
+    chunk.write(logp, found + 0.1 * torch.randn(len(found), generator=torch.Generator().manual_seed(2)))
+    return replace(x, sampler_logp=logp)
+
+
 def begin(learner, x, case, micro_batches):
     return learner.begin(x, rollout=ROLLOUT, updates=case.updates, micro_batches=micro_batches)
 
@@ -238,6 +251,7 @@ def begin(learner, x, case, micro_batches):
 def test_every_case_is_the_oracle(case, path):
     x = experience(CASES.index(case), updates=case.updates)
     policy, old = load(path), load(path)
+    x = told(x, case, old)
     reference = moved_reference(path) if case.settings.needs_reference else None
     learner = case.learner()
     lessons = [begin(learner, x, case, count) for count in MICRO_BATCHES]
@@ -475,6 +489,7 @@ RANK_CASES = [
     ),
     Case(updates=3, keep="low_probability", rule="threshold", entropy_of="current", truncated=False),
     Case(keep="band", rule="threshold", objective="DrGrpo", at=0.5),
+    Case(updates=3, entropy_of="current", keep="bottom", old_logp_from="sampler"),
 ]
 
 
@@ -485,6 +500,7 @@ def test_two_ranks_are_the_oracle(case, micro_batches, path):
     owner = torch.tensor([rank for _, rank in update_and_rank(6, case.updates, 2)]).repeat_interleave(3)
     shares = [(owner == rank).nonzero().flatten() for rank in (0, 1)]
     old = load(path)
+    x = told(x, case, old)
     reference = moved_reference(path) if case.kl_coef else None
 
     head = turned(RANK_CASES.index(case))[micro_batches]
@@ -564,6 +580,12 @@ PASSES = [
     (Case(keep="all", over="answers", scope="micro_batch_rank"), 2, {}, (), ()),
     (Case(over="answers"), 2, {"all": (T, W)}, (), ()),
     (Case(kl_coef=0.1), 2, {"all": (T,)}, (), ()),
+    (Case(updates=3, over="answers", old_logp_from="sampler"), 1, {"all": (T, W)}, (), ()),
+    (Case(updates=3, over="answers", entropy_of="current", old_logp_from="sampler"), 2, {"own": (T, W)}, (T, W), ()),
+    (Case(updates=3, over="answers", entropy_of="current", old_logp_from="sampler"), 1, {}, (), (W,)),
+    (Case(updates=3, keep="random", over="answers", old_logp_from="sampler"), 2, {}, (), ()),
+    (Case(over="answers", old_logp_from="sampler"), 2, {"all": (T, W)}, (), ()),
+    (Case(over="answers", old_logp_from="sampler"), 1, {}, (), (W,)),
 ]
 
 
@@ -574,8 +596,8 @@ def test_no_pass_runs_twice(case, micro_batches, first, later, inside, path):
     looked_at = has_gradient | (x.contributing if case.over == "contributing" else True)
     assert not x.contributing.all()
     assert (x.contributing & (x.advantages == 0)).any()
-    seen = {True: [], False: []}
     policy = load(path)
+    x, seen = told(x, case, policy), {True: [], False: []}
     policy.register_forward_pre_hook(lambda _, args: seen[torch.is_grad_enabled()].extend(args[0].rows.tolist()))
     reference = Reference(PolicyConfig(path=path, dtype="float64")) if case.kl_coef else None
     in_reference = []
@@ -605,19 +627,21 @@ def test_no_pass_runs_twice(case, micro_batches, first, later, inside, path):
 
 
 @pytest.mark.parametrize(
-    ("entropy_of", "micro_batches", "head"),
+    ("case", "micro_batches", "head"),
     [
-        *(("old", 1, head) for head in HEADS),
-        *(("current", 2, head) for head in HEADS),
-        ("old", 2, "selected"),
-        ("current", 1, "selected"),
+        *((Case(updates=3), 1, head) for head in HEADS),
+        *((Case(updates=3, entropy_of="current"), 2, head) for head in HEADS),
+        (Case(updates=3), 2, "selected"),
+        (Case(updates=3, entropy_of="current"), 1, "selected"),
+        (Case(updates=3, old_logp_from="sampler"), 2, "selected"),
     ],
+    ids=str,
 )
-def test_a_saved_rollout_goes_on_bit_for_bit(entropy_of, micro_batches, head, path):
-    case = Case(updates=3, entropy_of=entropy_of)
+def test_a_saved_rollout_goes_on_bit_for_bit(case, micro_batches, head, path):
     learner = case.learner()
     policy = load(path, "float32", head=head)
-    lesson = begin(learner, experience(6, updates=3, shares=(0.0, 0.3, 0.7)), case, micro_batches)
+    x = told(experience(6, updates=3, shares=(0.0, 0.3, 0.7)), case, policy)
+    lesson = begin(learner, x, case, micro_batches)
     take_step(policy, run_update(learner, lesson, 0, policy)[1])
     saved = {name: tensor.clone() for name, tensor in lesson.experience.state_dict().items()}
     resumed = begin(learner, Experience(**saved), case, micro_batches)
@@ -753,6 +777,61 @@ def test_a_correction_weighs_the_policy_term_alone(path):
     sums = plain[2]
     assert sums["kept_mismatch_ratio_max"] == pytest.approx(1.3498588, rel=1e-6)
     assert sums["kept_mismatch_tokens"] == sums["kept_tokens"]
+
+
+# -- the sampler's log-probabilities as the old ones -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("updates", "micro_batches"), [(1, 1), (1, 2), (3, 2)])
+def test_the_first_ratio_is_trainer_to_sampler(updates, micro_batches, head, path):
+    case = Case(updates=updates, old_logp_from="sampler")
+    x, policy = experience(3, updates=updates, shares=(0.0, 0.5, 0.5)), load(path, head=head)
+    x = told(x, case, policy)
+    chunk = x.chunk(torch.arange(len(x.group)))
+    logp = torch.full(x.answer_mask.shape, torch.nan, dtype=torch.float64)
+    chunk.write(logp, policy(chunk, 1.0).logp)
+    lesson = begin(case.learner(), x, case, micro_batches)
+    sums = run_update(case.learner(), lesson, 0, policy)[2]
+    kept = lesson.experience.fork_mask & ((x.update == 0) & (x.advantages != 0))[:, None]
+    ratio = (logp - x.sampler_logp)[kept].exp()
+    assert sums["kept_ratio_sum"] == pytest.approx(ratio.sum().item(), rel=1e-9)
+    assert sums["kept_ratio_max"] == pytest.approx(ratio.max().item(), rel=1e-9)
+    falls, grows = (x.advantages[:, None].expand_as(kept)[kept] * sign > 0 for sign in (-1, 1))
+    assert sums["kept_clip_low"] == (falls & (ratio < 1 - NARROW.low)).sum()
+    assert sums["kept_clip_high"] == (grows & (ratio > 1 + NARROW.high)).sum()
+    assert sums["kept_clip_low"] + sums["kept_clip_high"] > 0
+
+
+@pytest.mark.parametrize(
+    ("case", "micro_batches"), [(Case(), 1), (Case(updates=3), 2), (Case(updates=3, entropy_of="current"), 2)], ids=str
+)
+def test_the_mismatch_is_measured_all_the_same(case, micro_batches, path):
+    """What trainer and sampler disagree on does not hang on whose log-probabilities are the old ones."""
+    shifted = replace(case, old_logp_from="sampler")
+    x = told(experience(3, updates=case.updates, shares=(0.0, 0.5, 0.5)), shifted, load(path))
+    found = []
+    for each in (case, shifted):
+        policy, learner = load(path), each.learner()
+        lesson = begin(learner, x, each, micro_batches)
+        found.append([])
+        for update in range(case.updates):
+            _, gradients, sums = run_update(learner, lesson, update, policy)
+            found[-1].append({name: float(value) for name, value in sums.items() if "mismatch" in name})
+            take_step(policy, gradients)
+    for update, (expected, sums) in enumerate(zip(*found, strict=True)):
+        assert expected["kept_mismatch_tokens"] > 0
+        assert expected["dropped_mismatch_tokens"] > 0
+        if case.entropy_of == "current" and update:  # no pass has seen these tokens under the policy that sampled
+            assert not any(sums.values())
+        else:
+            assert sums == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_silent_sampler_has_no_old_log_probabilities():
+    case = Case(old_logp_from="sampler")
+    with pytest.raises(ValueError, match=r"model.old_logp_from: sampler .* does not tell"):
+        begin(case.learner(), experience(3), case, 1)
 
 
 class Spoilt:

@@ -177,6 +177,35 @@ def test_passes_of_every_row_of_the_table(updates, micro_batches, choices, expec
     assert said.startswith("sampling")
 
 
+TOLD = [
+    # K, A, selection, (statistics, entropy_each_update, select_in_forward), and the reason that is given for entropies
+    (1, 1, {}, (False, False, True), "no pass: the training forward sees every token"),
+    (1, 2, {}, (True, False, False), "statistics pass: tokens of several micro-batches"),
+    (1, 2, {"keep": "all"}, (False, False, False), "no pass: the selection does not read them"),
+    (3, 1, {}, (True, False, False), "statistics pass: tokens of several micro-batches"),
+    (3, 1, {"entropy_of": "current"}, (False, False, True), "no pass: the training forward sees every token"),
+    (3, 2, {"entropy_of": "current"}, (False, True, False), "a pass before each update: tokens of several"),
+    (3, 2, {"scope": "rollout"}, (True, False, False), "statistics pass: tokens of several micro-batches"),
+    (3, 2, {"keep": "random"}, (False, False, False), "no pass: the selection does not read them"),
+    (3, 2, vars(PRESETS["trl"]), (False, False, True), "no pass: the training forward sees every token"),
+    (3, 2, vars(PRESETS["paper"]), (False, True, False), "a pass before each update: tokens of several"),
+]
+
+
+@pytest.mark.parametrize(("updates", "micro_batches", "choices", "expected", "why"), TOLD)
+def test_no_pass_runs_for_old_log_probabilities_that_the_sampler_tells(updates, micro_batches, choices, expected, why):
+    spec = ForkSelection(**choices)
+    passes = Passes.of(spec, updates=updates, micro_batches=micro_batches, old_from_sampler=True)
+    assert passes == Passes(*expected, fold_old=False, old_from_sampler=True)
+    said = passes.describe()
+    assert said.startswith("sampling (old log-probs)")
+    assert ("statistics pass (entropies)" in said, "before each update" in said) == expected[:2]
+    assert ("selection inside" in said) == expected[2]
+    reasons = passes.reasons()
+    assert reasons["old log-probabilities"].startswith("no pass: those that the sampler")
+    assert reasons["entropies"].startswith(why)
+
+
 @pytest.mark.parametrize("scope", ["sequence", "micro_batch"])
 def test_a_denominator_that_only_masks_tell_costs_a_statistics_pass(scope):
     spec = ForkSelection(scope=scope, rule="threshold")

@@ -226,6 +226,8 @@ def test_ratio_clip_kl_and_mismatch_of_kept_and_dropped_tokens(path):
             f"mismatch/ess_{part}": weight.sum() ** 2 / weight.square().sum() / mask.sum(),
             f"mismatch/kl_{part}": (weight - 1 - log_weight[mask]).mean(),
             f"mismatch/ratio_max_{part}": weight.max(),
+            f"mismatch/diff_mean_{part}": log_weight[mask].abs().mean(),
+            f"mismatch/diff_max_{part}": log_weight[mask].abs().max(),
         }
         for name, value in expected.items():
             assert report.scalars[name] == pytest.approx(float(value), rel=1e-9), name
@@ -235,6 +237,25 @@ def test_ratio_clip_kl_and_mismatch_of_kept_and_dropped_tokens(path):
             assert report.scalars["train/tokens"] == len(ratio)
     entropy = after.entropy[x.answer_mask & (x.update == 1)[:, None]]
     assert report.scalars["fork/entropy_mean"] == pytest.approx(float(entropy.mean()), rel=1e-12)
+
+
+@pytest.mark.parametrize("entropy_of", ["old", "current"])
+def test_mismatch_of_a_sampler_whose_log_probabilities_are_the_old_ones(entropy_of, path):
+    x, sampler_logp = rollout(4)
+    spec = ForkSelection(entropy_of=entropy_of)
+    expected, found = (
+        [report.scalars for report, _ in reports(path, Loss(spec, old_logp_from=source), x, sampler_logp)]
+        for source in ("trainer", "sampler")
+    )
+    for update, (one, two) in enumerate(zip(expected, found, strict=True)):
+        told = {tag: value for tag, value in one.items() if tag.startswith("mismatch/")}
+        assert len(told) == 10
+        if update and entropy_of == "current":  # no pass has looked at these tokens before the first update
+            assert not any(tag.startswith("mismatch/") for tag in two)
+        else:
+            assert {tag: value for tag, value in two.items() if tag.startswith("mismatch/")} == pytest.approx(told)
+    assert expected[0]["train/ratio"] == 1
+    assert abs(found[0]["train/ratio"] - 1) > 0.01
 
 
 def test_an_objective_on_all_tokens_counts_all(path):

@@ -63,6 +63,11 @@ def test_every_key_is_shown_once_and_no_preset_is_nearer(selection):
     [
         (Loss(), "grpo", "Dapo (clip -0.2 +0.28), advantage grpo"),
         (
+            Loss(old_logp_from="sampler"),
+            "grpo",
+            "Dapo (clip -0.2 +0.28), advantage grpo, old log-probabilities of the sampler",
+        ),
+        (
             Loss(objective=ClipCov(ClipRange(0.2, 0.3, 10.0)), kl=KLTerm(0.04, "k2", refresh_every_rollouts=9)),
             "rloo",
             "ClipCov (clip -0.2 +0.3 dual 10, covariance 0.0002 of the kept tokens between 1 and 5), advantage rloo, "
@@ -81,7 +86,7 @@ def test_every_key_is_shown_once_and_no_preset_is_nearer(selection):
             "KL k3 0.1 in the reward, reference frozen, entropy bonus 0.01, correction token_mask 0.5 to 2",
         ),
     ],
-    ids=["default", "clip_cov", "archer"],
+    ids=["default", "old from sampler", "clip_cov", "archer"],
 )
 def test_the_loss_is_shown_with_everything_that_is_not_off(loss, advantage, shown):
     assert describe_loss(loss, advantage) == shown

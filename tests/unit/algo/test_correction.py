@@ -33,7 +33,8 @@ def test_hand_worked(spec, expected):
 
 
 def test_metrics_by_hand():
-    # w = 2, 1/4, 4 under the mask: sum 25/4, squares 4 + 1/16 + 16; k3 = 1 - log 2, log 4 - 3/4, 3 - log 4
+    # w = 2, 1/4, 4 under the mask: sum 25/4, squares 4 + 1/16 + 16; k3 = 1 - log 2, log 4 - 3/4, 3 - log 4;
+    # differences log 2, log 4, log 4
     mask = torch.tensor([True, True, False, True, False, False])
     metrics = mismatch_metrics(*pair(RATIOS), mask)
     expected = {
@@ -41,7 +42,9 @@ def test_metrics_by_hand():
         "weight_sum": 6.25,
         "weight_square_sum": 20.0625,
         "kl_sum": 3.25 - math.log(2),
+        "diff_sum": 5 * math.log(2),
         "ratio_max": 4.0,
+        "diff_max": math.log(4),
     }
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected, rel=1e-12)
     assert all(value.dtype == torch.float64 and value.ndim == 0 for value in metrics.values())
@@ -49,15 +52,16 @@ def test_metrics_by_hand():
 
 def test_an_empty_mask_gives_zeros():
     metrics = mismatch_metrics(torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))
-    assert [value.item() for value in metrics.values()] == [0.0] * 5
+    assert [value.item() for value in metrics.values()] == [0.0] * 7
     empty = mismatch_metrics(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
-    assert [value.item() for value in empty.values()] == [0.0] * 5
+    assert [value.item() for value in empty.values()] == [0.0] * 7
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 def test_metrics_do_not_see_tokens_outside_the_mask(broken):
     metrics = mismatch_metrics(torch.tensor([-1.0, broken]), torch.tensor([-1.0, -1.0]), torch.tensor([True, False]))
-    assert [value.item() for value in metrics.values()] == [1.0, 1.0, 1.0, 0.0, 1.0]
+    one = {"tokens", "weight_sum", "weight_square_sum", "ratio_max"}
+    assert {name: value.item() for name, value in metrics.items()} == {name: float(name in one) for name in metrics}
 
 
 @pytest.mark.parametrize("method", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
@@ -95,6 +99,14 @@ def test_metrics_stay_finite_where_the_sampler_was_almost_certain_to_draw_someth
     assert metrics["ratio_max"].item() == pytest.approx(math.exp(20))
     assert metrics["weight_square_sum"].item() == pytest.approx(math.exp(40))
     assert metrics["kl_sum"].item() == pytest.approx(math.exp(20) - 21)
+
+
+@pytest.mark.parametrize(("logp", "sampler_logp"), [(-1.0, -900.0), (-900.0, -1.0)])
+def test_a_large_difference_is_told_in_full(logp, sampler_logp):
+    pair = torch.tensor([logp, -2.0]), torch.tensor([sampler_logp, -2.5])
+    metrics = mismatch_metrics(*pair, torch.tensor([True, True]))
+    assert metrics["diff_max"] == 899
+    assert metrics["diff_sum"] == 899.5
 
 
 def test_no_tokens_give_no_weights():

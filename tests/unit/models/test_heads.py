@@ -300,8 +300,13 @@ def test_heads_agree_on_every_objective(name, terms, with_head, reference, sampl
         Loss(ForkSelection(keep="all"), objectives.Gspo(WIDE)),
         Loss(ForkSelection(keep="all"), entropy_coef=0.1),
         Loss(ForkSelection(keep="all", temperature=0.5)),
+        Loss(ForkSelection(rho=0.4), old_logp_from="sampler"),
+        Loss(ForkSelection(keep="all"), old_logp_from="sampler"),
     ],
-    ids=lambda s: f"{s.selection.keep}-{type(s.objective).__name__}-{s.selection.temperature}-{s.correction.method}",
+    ids=lambda s: (
+        f"{s.selection.keep}-{type(s.objective).__name__}-{s.selection.temperature}-{s.correction.method}-"
+        f"{s.old_logp_from}"
+    ),
 )
 def test_statistics_made_in_the_visit_are_those_of_the_full_head(settings, with_head, sampled):
     """With one update per rollout all tokens are looked at, kept and dropped ones."""
