@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import threading
 import weakref
 from collections import deque
@@ -151,7 +152,10 @@ class WorkerPool:
     def _drop(self, worker: Worker) -> str:
         """Forgets a worker that is gone, and says how it ended."""
         self._workers.remove(worker)
-        return f"worker died (exit code {worker.exit_code()})"
+        code = worker.exit_code()
+        if code == -signal.SIGALRM:  # its own alarm, where this process was too busy to come first
+            return worker.time_over
+        return f"worker died (exit code {code})"
 
 
 class UsesWorkers:

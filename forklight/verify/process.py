@@ -177,7 +177,12 @@ class Worker:
             self._looked = time.monotonic()
             if self._resident() > self._nursery.memory:
                 return f"memory limit {self._nursery.memory / GIB:.1f} GiB"
-        return f"time limit {self._limit:.1f} s" if self.remaining <= 0 else None
+        return self.time_over if self.remaining <= 0 else None
+
+    @property
+    def time_over(self) -> str:
+        """What is said of a request that passed its time limit."""
+        return f"time limit {self._limit:.1f} s"
 
     def _resident(self) -> int:
         """Resident memory in bytes; 0 where the system does not show it (the worker's own limit stands there)."""

@@ -206,6 +206,14 @@ def test_replies_keep_the_order_of_the_requests(make_pool):
     assert replies[0].seconds >= 0.6 > max(reply.seconds for reply in replies[1:])
 
 
+def test_a_worker_that_ends_itself_passed_the_time_limit(pool, monkeypatch):
+    """Where the parent is too busy to look in time, the worker's own alarm, a second later, comes first."""
+    monkeypatch.setattr("forklight.verify.process.Worker.over_limit", lambda worker: None)
+    late, fine = pool.run([do("late", sleep=30), do("fine")], timeout=0.3)
+    assert (late.value, late.failure) == (None, "time limit 0.3 s")
+    assert did([fine]) == ["fine"]
+
+
 def test_a_hanging_request_holds_up_no_other(make_pool):
     pool = started(make_pool(size=2))
     replies = pool.run([do("hang", sleep=60), do("a", sleep=0.1), do("b", sleep=0.1)], timeout=3.0)
