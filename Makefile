@@ -52,8 +52,9 @@ lint: install
 OWN := demo selection verify bench_sampling bench_planner bench_scaling
 PEERS := bench_head bench_update bench_step
 
-bench: install
+bench: install .venv-vllm/.installed
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[bench]'
+	@echo "# bench_rollout"; .venv-vllm/bin/python benchmarks/bench_rollout.py --quick
 	@for name in $(OWN); do echo "# $$name"; $(BIN)/python benchmarks/$$name.py --quick || exit; done
 	@for name in $(PEERS); do echo "# $$name"; .venv-peers/bin/python benchmarks/$$name.py --quick || exit; done
