@@ -16,7 +16,7 @@ sync   milliseconds of a `sync` of `countdown` (wanted < 50), probe_milliseconds
     gigabytes_per_second (wanted >= 0.4), difference
 speed   128 answers (16 prompts x 8) side by side, of very unequal length: tokens that stand for EOS come at random, so
     that lengths are about geometric, up to 512; every engine draws its own. `countdown`, at temperature 2, the most
-    that vLLM takes, and `mid` (6 layers, width 384, 16,384 words, random: arithmetic outweighs Python): of vllm, own,
+    that vLLM takes, and `mid` (4 layers, width 256, 16,384 words, random: arithmetic outweighs Python): of vllm, own,
     and `generate` with its dynamic and its static cache: seconds, tokens_per_second, mean_length, max_length; ratio:
     tokens a second of vllm over those of own and of the faster `generate` (wanted >= 2)
 
@@ -290,8 +290,8 @@ def tasks(quick: bool) -> dict[str, Task]:
     longest, rng = 64 if quick else 512, random.Random(0)
     policy, prompts, _ = countdown(16, packing=False)
     mid = random_policy(
-        vocab_size=16384, hidden_size=384, intermediate_size=1152, num_hidden_layers=6, num_attention_heads=6,
-        num_key_value_heads=3, head_dim=64, tie_word_embeddings=False,
+        vocab_size=16384, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64, tie_word_embeddings=False,
     )  # fmt: skip
     texts = [[rng.randrange(16384) for _ in range(rng.randint(20, 120))] for _ in range(16)]
     return {
@@ -312,6 +312,8 @@ def compared(task: Task, rounds: int) -> dict[str, Any]:
                 runs[name].append(timed(now.sample, sampler, seed))
             for cache in ("dynamic", "static"):
                 runs[cache].append(timed(now.generate, cache, seed))
+            spent = {name: found[-1].seconds for name, found in runs.items()}
+            print(json.dumps({"round": seed, "seconds": short(spent)}), file=sys.stderr, flush=True)
     figures: dict[str, Any] = {name: engine(found[1:]) for name, found in runs.items()}
     speed = {name: figures[name]["tokens_per_second"] for name in runs}
     generate = max(speed["dynamic"], speed["static"])
