@@ -1,4 +1,4 @@
-# make demo | test | test-vllm | lint | bench. Each makes its own environment in .venv when there is none.
+# make demo | test | test-slow | test-vllm | lint | docs | bench. Each makes its environment, mostly .venv, when there is none.
 #   PYTHON    the interpreter .venv is made from
 #   PIP_ARGS  more options for pip, for example the CPU builds of torch:
 #             make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-vllm lint bench install
+.PHONY: demo test test-slow test-vllm lint docs bench install
 
 install: $(INSTALLED)
 
@@ -27,8 +27,14 @@ demo:
 	echo "install $$((ready - start)) s, run $$((done - ready)) s; curves: $(BIN)/tensorboard --logdir $(DEMO)"
 
 # Two processes of one thread each: more threads would wait for each other. A file's tests share what they set up.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# All but those marked slow: above ten seconds, or one of many cases of which a sample runs here.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-slow: install
+	$(PYTEST) -m slow
 
 # Sampling with the CPU build of vLLM, which has an environment of its own. VLLM_TESTS="vllm and not slow": the short form
 VLLM_TESTS ?= vllm
@@ -48,8 +54,21 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The documentation as a site in site/. Its environment has only the tools of the extra `docs`, no torch: the sources are
+# read, not imported.
+DOCS_TOOLS = import shlex, tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+
+docs: .venv-docs/.installed
+	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/.installed: pyproject.toml constraints.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	tools=$$($(PYTHON) -c '$(DOCS_TOOLS); print(shlex.join(extras["docs"]))') && \
+	eval ".venv-docs/bin/python -m pip install $(PIP_ARGS) -c constraints.txt $$tools"
+	touch $@
+
 # One JSON line per script; CONTRIBUTING.md says how figures are compared. The peers have an environment of their own.
-OWN := demo selection verify bench_sampling bench_planner bench_scaling
+OWN := demo help_time selection verify bench_sampling bench_planner bench_scaling
 PEERS := bench_head bench_update bench_step
 
 bench: install .venv-vllm/.installed

@@ -2,7 +2,7 @@
 
 The task: a DAPO update of N tokens of which the fifth with the highest entropies carries gradient. `select` first asks
 for the entropies and log-probabilities of all tokens (`token_stats`, no gradient), then works on the kept ones
-(`selected_logprob`); `known` has been told which tokens are kept (`selected_policy_loss`), as when a pass over the
+(`selected_logprob`); `known` knows which tokens are kept (`selected_policy_loss`), as when a pass over the
 rollout gave the entropies before. Peers: TRL's chunked head (its path without Triton on a CPU), Liger's fused GRPO loss
 (no entropy: what it would cost to find the kept tokens is left out, in Liger's favour), autograd over all logits with
 TRL's `entropy_from_logits`, and without it (`naive`). All are given the same mask; finding the k highest of N entropies
@@ -58,8 +58,8 @@ from peers import (
 )
 from torch import Tensor
 
-from forklight.algo.logprobs import selected_logprob, selected_policy_loss, token_stats
-from forklight.algo.types import TokenStats
+from forklight.algo.batch import TokenStats
+from forklight.algo.logprobs.fused import selected_logprob, selected_policy_loss, token_stats
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 

@@ -46,18 +46,18 @@ from peers import short, versions
 from torch import Tensor
 from updates import Side, Size, distance, policy_of, results, rollout_of, rounds_of
 
+from forklight.algo.batch import RolloutBatch
 from forklight.algo.packing import pack
 from forklight.algo.plan import Cost, make_plan
-from forklight.algo.spec import ForkSelection
-from forklight.algo.types import Experience
+from forklight.algo.selection.spec import ForkSelection
 from forklight.models.policy import Policy
 
 
-def padded(x: Experience) -> tuple[Tensor, Tensor, Tensor]:
+def padded(x: RolloutBatch) -> tuple[Tensor, Tensor, Tensor]:
     """TRL's layout: tokens, which of them are no padding, and which are an answer's, `[S,W]` each."""
     begin = int(x.prompt_length.max())
     width = begin + int(x.answer_length.max())
-    place = torch.arange(width, device=x.group.device) - (begin - x.prompt_length)[:, None]
+    place = torch.arange(width, device=x.problem_index.device) - (begin - x.prompt_length)[:, None]
     held = (place >= 0) & (place < (x.prompt_length + x.answer_length)[:, None])
     ids = x.input_ids.gather(1, place.clamp(0, x.input_ids.shape[1] - 1)) * held
     return ids, held, held & (place >= x.prompt_length[:, None])
@@ -68,9 +68,9 @@ def some_loss(hidden: Tensor) -> Tensor:
     return (hidden[:, ::2].sum(1) - hidden[:, 1::2].sum(1)).square().sum()
 
 
-def padded_loss(policy: Policy, x: Experience, rows: int) -> Tensor:
+def padded_loss(policy: Policy, x: RolloutBatch, rows: int) -> Tensor:
     """So many padded sequences at a time; backward included."""
-    (ids, held, answer), total = padded(x), torch.zeros((), dtype=torch.float64, device=x.group.device)
+    (ids, held, answer), total = padded(x), torch.zeros((), dtype=torch.float64, device=x.problem_index.device)
     for part in torch.arange(len(ids), device=ids.device).split(rows):
         body = policy.body(input_ids=ids[part], attention_mask=held[part].long(), use_cache=False)
         loss = some_loss(body.last_hidden_state[:, :-1][answer[part, 1:]])
@@ -79,10 +79,10 @@ def padded_loss(policy: Policy, x: Experience, rows: int) -> Tensor:
     return total
 
 
-def planned_loss(policy: Policy, x: Experience) -> Tensor:
+def planned_loss(policy: Policy, x: RolloutBatch) -> Tensor:
     """As the policy lays sequences out; backward included."""
-    chunk = x.chunk(torch.arange(len(x.group), device=x.group.device))
-    loss = some_loss(policy._answer_hidden(chunk, None)[0])
+    micro_batch = x.micro_batch(torch.arange(len(x.problem_index), device=x.problem_index.device))
+    loss = some_loss(policy._answer_hidden(micro_batch, None)[0])
     loss.backward()
     return loss.detach()
 
@@ -91,10 +91,10 @@ def layouts_of(size: Size, device: str, **settings: Any) -> dict[str, Side]:
     """Five ways through one model."""
     plain, packing = (policy_of(size, device, packing=packing, **settings) for packing in (False, True))
     x = rollout_of(size, device)
-    apart = replace(x, group=x.row_key)
+    apart = replace(x, problem_index=x.sequence_id)
     return {
         "padded_8": (plain, partial(padded_loss, plain, x, 8)),
-        "padded": (plain, partial(padded_loss, plain, x, len(x.group))),
+        "padded": (plain, partial(padded_loss, plain, x, len(x.problem_index))),
         "buckets": (plain, partial(planned_loss, plain, x)),
         "packed": (packing, partial(planned_loss, packing, apart)),
         "shared": (packing, partial(planned_loss, packing, x)),
@@ -128,9 +128,9 @@ def gradient_error(size: Size, device: str, dtype: str) -> float:
 def tokens_of(size: Size) -> dict[str, int]:
     """How many tokens a layout has."""
     x = rollout_of(size, "cpu")
-    chunk = x.chunk(torch.arange(len(x.group)))
+    micro_batch = x.micro_batch(torch.arange(len(x.problem_index)))
     whole = int((x.prompt_length + x.answer_length).sum())
-    return {"all": whole, "unique": len(pack(chunk).input_ids), "padded": padded(x)[0].numel()}
+    return {"all": whole, "unique": len(pack(micro_batch).input_ids), "padded": padded(x)[0].numel()}
 
 
 def balance(size: Size, rollouts: int) -> dict[str, float]:
@@ -139,16 +139,16 @@ def balance(size: Size, rollouts: int) -> dict[str, float]:
     cost, groups = Cost(policy.shape.pair_cost, shared_prompts=True), 16
     x = rollout_of(replace(size, groups=groups), "cpu")
     for number in range(rollouts):
-        noise = torch.randn(len(x.group), generator=torch.Generator().manual_seed(number))
+        noise = torch.randn(len(x.problem_index), generator=torch.Generator().manual_seed(number))
         x = replace(x, answer_length=(size.answer * (0.8 * noise).exp()).round().long().clamp(min=1))
         plan = make_plan(x, ForkSelection(), updates=1, micro_batches=4, cost=cost)
-        for name, visits in (("by_cost", plan.train), ("by_count", torch.arange(len(x.group)).chunk(4))):
+        for name, micro_batches in (("by_cost", plan.train), ("by_count", torch.arange(len(x.problem_index)).chunk(4))):
             costs = [
                 sum(
                     cost.of(x.prompt_length[rows[own]].tolist(), x.answer_length[rows[own]].tolist())
-                    for own in (x.group[rows] == group for group in x.group[rows].unique())
+                    for own in (x.problem_index[rows] == group for group in x.problem_index[rows].unique())
                 )
-                for rows in visits
+                for rows in micro_batches
             ]
             found[name].append(max(costs) / statistics.fmean(costs))
     return {name: statistics.fmean(values) for name, values in found.items()}

@@ -4,16 +4,16 @@
 policy that ships (`countdown`) and for random ones. The last line printed is one JSON object, by section:
 
 greedy   answers to `problems` Countdown prompts of which all token ids are `equal` in vllm and own
-logp   largest difference, in nats, between the log-probability told with a token and that of the trainer's own forward,
-    of 64 problems x 8 answers at temperature 1.25: vllm, own; tokens of each
+logp   largest difference, in nats, between a token's log-probability of the sampler and that of the trainer's own
+    forward, of 64 problems x 8 answers at temperature 1.25: vllm, own; tokens of each
 chi_square   goodness of fit of the first two tokens of `samples` answers to one prompt, whose joint probabilities are
     known exactly; pairs expected fewer than five times are one of the `bins`. The first token alone does not do: a
     temperature of 1.05 has a non-centrality of 58 at most, caught 99 times in 100; of pairs it is 88. `problem` is the
     prompt with the largest `noncentrality` of `planted`, the temperature of samples that have to be rejected. vllm,
     own: p_value (wanted >= 0.001), planted_p_value (wanted below)
-sync   milliseconds of a `sync` of `countdown` (wanted < 50), probe_milliseconds: what `ArrivalProbe.sync` takes beyond
-    it, difference: what that finds, in nats. large: random weights of Qwen3-0.6B's shape: gigabytes pushed, seconds,
-    gigabytes_per_second (wanted >= 0.4), difference
+sync   milliseconds of a `sync` of `countdown` (wanted < 50), probe_milliseconds: what `WeightSyncCheck.sync` takes
+    beyond it, difference: what that finds, in nats. large: random weights of Qwen3-0.6B's shape: gigabytes pushed,
+    seconds, gigabytes_per_second (wanted >= 0.4), difference
 speed   128 answers (16 prompts x 8) side by side, of very unequal length: tokens that stand for EOS come at random, so
     that lengths are about geometric, up to 512; every engine draws its own. `countdown`, at temperature 2, the most
     that vLLM takes, and `mid` (4 layers, width 256, 16,384 words, random: arithmetic outweighs Python): of vllm, own,
@@ -48,14 +48,15 @@ from peers import short, versions
 from torch import Tensor
 from transformers import Qwen3Config
 
-from forklight.algo.types import Chunk, TokenStats
+from forklight.algo.batch import MicroBatch
 from forklight.data.countdown_sets import CountdownProblems
+from forklight.distributed import Ranks
+from forklight.models.heads import all_stats
 from forklight.models.loading import PolicyConfig, eos_ids, load_tokenizer
 from forklight.models.policy import Policy
-from forklight.rollout import HFSampler, VLLMSampler
-from forklight.rollout.probe import ArrivalProbe
-from forklight.rollout.ranks import Ranks
-from forklight.rollout.sampler import Decoding, Sampled, Sampler
+from forklight.sampling import HFSampler, VLLMSampler
+from forklight.sampling.base import Sampled, Sampler, SamplingParams
+from forklight.sampling.weight_check import WeightSyncCheck
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLOCK = "cpu" if torch.get_num_threads() == 1 and DEVICE == "cpu" else "wall"
@@ -103,7 +104,9 @@ def random_policy(**shape: Any) -> Policy:
         return Policy(PolicyConfig(path=folder, random_init=True, packing=False)).to(DEVICE)
 
 
-def sample(sampler: Sampler, prompts: Prompts, answers: int, decoding: Decoding, seed: int = 0) -> list[list[Sampled]]:
+def sample(
+    sampler: Sampler, prompts: Prompts, answers: int, decoding: SamplingParams, seed: int = 0
+) -> list[list[Sampled]]:
     """Answers by prompt; keys of prompts that are equal differ."""
     rng = random.Random(seed)
     return sampler.sample(prompts, [rng.getrandbits(63) for _ in prompts], answers, decoding)
@@ -125,20 +128,20 @@ def each_sampler(policy: Policy, call: Callable[[Sampler], Any]) -> dict[str, An
 def greedy(quick: bool) -> dict[str, Any]:
     """Greedy answers of both samplers."""
     policy, prompts, eos = countdown(32 if quick else 256)
-    told = each_sampler(policy, lambda sampler: sample(sampler, prompts, 1, Decoding(16, 0.0, eos)))
-    pairs = zip(told["vllm"], told["own"], strict=True)
+    sampled = each_sampler(policy, lambda sampler: sample(sampler, prompts, 1, SamplingParams(16, 0.0, eos)))
+    pairs = zip(sampled["vllm"], sampled["own"], strict=True)
     return {"problems": len(prompts), "equal": sum(a[0].token_ids == b[0].token_ids for a, b in pairs)}
 
 
 def logp(quick: bool) -> dict[str, Any]:
     """What samplers tell beside the trainer's forward."""
     policy, prompts, eos = countdown(8 if quick else 64)
-    answers = each_sampler(policy, lambda sampler: sample(sampler, prompts, 8, Decoding(16, 1.25, eos)))
+    answers = each_sampler(policy, lambda sampler: sample(sampler, prompts, 8, SamplingParams(16, 1.25, eos)))
     found: dict[str, Any] = {"tokens": {}}
     for name, groups in answers.items():
-        told = torch.tensor([value for group in groups for answer in group for value in answer.logp or ()])
-        found[name] = float((told - trainer_logp(policy, prompts, groups, 1.25)).abs().max())
-        found["tokens"][name] = len(told)
+        sampled = torch.tensor([value for group in groups for answer in group for value in answer.logp or ()])
+        found[name] = float((sampled - trainer_logp(policy, prompts, groups, 1.25)).abs().max())
+        found["tokens"][name] = len(sampled)
     return found
 
 
@@ -149,16 +152,14 @@ def trainer_logp(policy: Policy, prompts: Prompts, groups: list[list[Sampled]], 
     longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
     prompt_length, length = (torch.tensor(list(map(len, part)), device=DEVICE) for part in zip(*pairs, strict=True))
     rows = torch.arange(len(pairs), device=DEVICE)
-    chunk = Chunk(
+    micro_batch = MicroBatch(
         input_ids=torch.tensor([(p + a + [0] * longest)[:longest] for p, a in pairs], device=DEVICE),
         prompt_length=prompt_length,
         answer_mask=torch.arange(int(length.max()), device=DEVICE) < length[:, None],
         rows=rows,
-        group=rows // len(groups[0]),
+        problem_index=rows // len(groups[0]),
     )
-    stats = policy(chunk, temperature)
-    assert isinstance(stats, TokenStats)
-    return stats.logp.cpu()
+    return policy(micro_batch, all_stats, temperature=temperature).logp.cpu()
 
 
 @torch.no_grad()
@@ -202,7 +203,7 @@ def chi_square(quick: bool) -> dict[str, Any]:
     place = {token: row * len(policy.head_weight) for row, token in enumerate(firsts)}
 
     def p_value(sampler: Sampler, temperature: float) -> float:
-        groups = sample(sampler, [prompts[best]] * (samples // 8), 8, Decoding(2, temperature, ()))
+        groups = sample(sampler, [prompts[best]] * (samples // 8), 8, SamplingParams(2, temperature, ()))
         pairs = [answer.token_ids for group in groups for answer in group]
         places = [place[first] + second if first in place else len(exact) - 1 for first, second in pairs]
         return chi_square_of(exact, torch.bincount(torch.tensor(places), minlength=len(exact)).double())[2]
@@ -217,7 +218,7 @@ def chi_square(quick: bool) -> dict[str, Any]:
 
 def sync(quick: bool) -> dict[str, Any]:
     """What it costs to hand over the weights, and to see that they arrive."""
-    policy, probe = countdown(1)[0], ArrivalProbe(None, Ranks())
+    policy, probe = countdown(1)[0], WeightSyncCheck(None, Ranks())
     with closing(VLLMSampler()) as sampler:
         for _ in range(3):
             difference = probe.sync(sampler, policy)
@@ -239,7 +240,7 @@ def large_sync(layers: int) -> dict[str, Any]:
         num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
     )  # fmt: skip
     with closing(VLLMSampler(max_model_len=512)) as sampler:
-        difference = ArrivalProbe(None, Ranks()).sync(sampler, policy)
+        difference = WeightSyncCheck(None, Ranks()).sync(sampler, policy)
         gigabytes = sum(weight.nbytes for _, weight in sampler.weights(policy)) / 1e9
         seconds, wall = medians(timed(sampler.sync, policy) for _ in range(3))
     found = {"layers": layers, "gigabytes": gigabytes, "seconds": seconds, "wall_seconds": wall}
@@ -255,7 +256,7 @@ class Task:
 
     policy: Policy
     prompts: Prompts
-    decoding: Decoding
+    decoding: SamplingParams
 
     def sample(self, sampler: Sampler, seed: int) -> list[int]:
         """Samples all answers; returns their lengths."""
@@ -295,8 +296,8 @@ def tasks(quick: bool) -> dict[str, Task]:
     )  # fmt: skip
     texts = [[rng.randrange(16384) for _ in range(rng.randint(20, 120))] for _ in range(16)]
     return {
-        "countdown": Task(policy, prompts, Decoding(longest, 2.0, tuple(range(100, 200)))),
-        "mid": Task(mid, texts, Decoding(longest, 1.0, tuple(range(164)))),
+        "countdown": Task(policy, prompts, SamplingParams(longest, 2.0, tuple(range(100, 200)))),
+        "mid": Task(mid, texts, SamplingParams(longest, 1.0, tuple(range(164)))),
     }
 
 

@@ -30,9 +30,9 @@ from forklight.algo.noise import hash_uniform
 from forklight.data.countdown_sets import CountdownProblems
 from forklight.models.loading import PolicyConfig, eos_ids, load_tokenizer
 from forklight.models.policy import Policy
-from forklight.rollout.draw import draw
-from forklight.rollout.hf import HFSampler
-from forklight.rollout.sampler import Decoding
+from forklight.sampling.base import SamplingParams
+from forklight.sampling.hf import HFSampler
+from forklight.sampling.inverse_cdf import draw
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Setting:
     policy: Policy
     prompts: list[list[int]]
     answers: int
-    decoding: Decoding
+    decoding: SamplingParams
 
     @property
     def keys(self) -> list[int]:
@@ -70,9 +70,9 @@ def settings(quick: bool) -> dict[str, Setting]:
     rng = random.Random(0)
     texts = [[rng.randrange(151936) for _ in range(rng.randint(20, 120))] for _ in range(8)]
     return {
-        "countdown": Setting(policy, prompts, 8, Decoding(16, 1.25, eos_ids(tiny, tokenizer))),
-        "long": Setting(policy, prompts, 8, Decoding(64 if quick else 256, 3.0, tuple(range(10)))),
-        "vocabulary": Setting(wide, texts, 8, Decoding(6 if quick else 64, 1.0, tuple(range(600)))),
+        "countdown": Setting(policy, prompts, 8, SamplingParams(16, 1.25, eos_ids(tiny, tokenizer))),
+        "long": Setting(policy, prompts, 8, SamplingParams(64 if quick else 256, 3.0, tuple(range(10)))),
+        "vocabulary": Setting(wide, texts, 8, SamplingParams(6 if quick else 64, 1.0, tuple(range(600)))),
     }
 
 
@@ -215,7 +215,7 @@ def finished(setting: Setting, repeats: int) -> dict[str, float]:
         return early
 
     def early() -> int:
-        with mock.patch("forklight.rollout.hf.draw", ending(draw)):
+        with mock.patch("forklight.sampling.hf.draw", ending(draw)):
             return sampler(setting)
 
     runs = {

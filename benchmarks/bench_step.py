@@ -103,11 +103,10 @@ class StepClock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """One update has one visit here."""
-        sampler, update = pl_module.answerer.seconds, pl_module.seconds
-        TICKS.phases |= {
-            "sampling": sampler["sample"], "verify": sampler["verify"], "update": sum(update.values())
-        }  # fmt: skip
+        """One update has one micro-batch here."""
+        seconds = pl_module.stopwatch.seconds
+        update = sum(value for phase, value in seconds.items() if phase not in ("sample", "verify"))
+        TICKS.phases |= {"sampling": seconds["sample"], "verify": seconds["verify"], "update": update}
         rollout = pl_module.rollout.metrics
         TICKS.facts = {"answer_tokens": rollout["rollout/answer_tokens"], "right": rollout["rollout/right"]}
         TICKS.end()

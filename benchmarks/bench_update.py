@@ -65,7 +65,7 @@ from updates import (
     rounds_of,
 )
 
-from forklight.algo.types import Experience
+from forklight.algo.batch import RolloutBatch
 from forklight.models.work import Work
 
 TOLERANCE = 1e-4
@@ -73,16 +73,21 @@ TOLERANCE = 1e-4
 
 def known_of(ours: Ours) -> Update:
     """The same update as the second of a rollout with two: statistics and mask are there."""
-    both = {name: torch.cat([value, value]) for name, value in ours.x.state_dict().items()}
-    number = torch.arange(2).repeat_interleave(len(ours.x.group))
-    both |= {"update": number, "group": both["group"] + number * len(number), "row_key": torch.arange(len(number))}
-    x = Experience(**both).to(ours.x.group.device)
-    lesson = ours.learner.begin(x, rollout=0, updates=2, micro_batches=1)
+    tensors = {name: value for name, value in ours.x.state_dict().items() if isinstance(value, torch.Tensor)}
+    both = {name: torch.cat([value, value]) for name, value in tensors.items()}
+    number = torch.arange(2).repeat_interleave(len(ours.x.problem_index))
+    both |= {
+        "update": number,
+        "problem_index": both["problem_index"] + number * len(number),
+        "sequence_id": torch.arange(len(number)),
+    }
+    x = RolloutBatch(**both).to(ours.x.problem_index.device)
+    state = ours.learner.begin(x, rollout=0, updates=2, micro_batches=1)
     for update in range(2):
-        ours.learner.prepare_update(lesson, update, ours.policy, None)
+        ours.learner.prepare_update(state, update, ours.policy, None)
 
     def second() -> Tensor:
-        loss = ours.learner.loss(lesson, 1, ours.policy)[0]
+        loss = ours.learner.loss(state, 1, ours.policy)[0]
         loss.backward()
         return loss.detach()
 

@@ -24,7 +24,7 @@ beside_seconds   wall time of the training loop, the longest of the seeds
     python benchmarks/demo.py            five runs, about half an hour
     python benchmarks/demo.py --seeds 1  one run
     python benchmarks/demo.py --quick    one run of a few updates, to see that it works
-    python benchmarks/demo.py --beside forklight.rollout.VLLMSampler   six runs, over an hour
+    python benchmarks/demo.py --beside forklight.sampling.VLLMSampler   six runs, over an hour
 """
 
 import argparse

@@ -37,34 +37,34 @@ import torch
 import torch.multiprocessing as mp
 from selection_layouts import ANSWERS, PROBLEMS, ROLLOUT, SEED, compare
 
-from forklight.algo.types import Experience
+from forklight.algo.batch import RolloutBatch
 from forklight.data.countdown_sets import CountdownProblems
 from forklight.data.prompts import PromptTemplate
-from forklight.data.visits import ProblemStream, PromptBatch
+from forklight.data.stream import ProblemStream, PromptBatch
+from forklight.distributed import Ranks
 from forklight.models.loading import PolicyConfig, eos_ids, load_tokenizer
 from forklight.models.policy import Policy
-from forklight.rollout.answers import Answerer
 from forklight.rollout.collect import Collector
-from forklight.rollout.hf import HFSampler
-from forklight.rollout.ranks import Ranks
+from forklight.rollout.generate import AnswerGenerator
+from forklight.sampling.hf import HFSampler
 from forklight.verify import CountdownVerifier
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from published import differences
 from published_cases import random_case
 
 
-def sampled_rollout() -> Experience:
+def sampled_rollout() -> RolloutBatch:
     """16 problems, 8 answers each, sampled by the base policy in float64."""
     config = PolicyConfig(path="tiny", dtype="float64")
     tokenizer, sampler, ranks = load_tokenizer(config), HFSampler(), Ranks()
     sampler.sync(Policy(config))
-    answerer = Answerer(sampler, tokenizer, eos_ids(config, tokenizer), seed=SEED)
+    generator = AnswerGenerator(sampler, tokenizer, eos_ids(config, tokenizer), seed=SEED)
     stream = ProblemStream(CountdownProblems(size=256).read(), SEED)
     batch = PromptBatch(
         stream.draw(PROBLEMS),
         rollout=0,
-        visit=0,
+        micro_batch=0,
         updates=1,
         micro_batches=1,
         answers=ANSWERS,
@@ -72,8 +72,8 @@ def sampled_rollout() -> Experience:
         template=PromptTemplate("base", "{problem}:"),
         verifier=CountdownVerifier(),
     )
-    x = Collector(answerer, ROLLOUT, "grpo", ranks).collect(batch).experience
-    return replace(x, sampler_logp=None)
+    collector = Collector(generator, ROLLOUT, "grpo", ranks)
+    return replace(collector.finish(collector.sample(batch)).batch, sampler_logp=None)
 
 
 def layouts(quick: bool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from forklight.algo.selection import ForkSelection, select
-from forklight.rollout.ranks import Ranks
+from forklight.distributed import Ranks
 
 WIDTH = 1000  # tokens per answer
 
@@ -60,7 +60,7 @@ def together(rank: int, size: int, count: int, folder: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size)
     ranks, moved = Ranks(), []
     entropy, mask = tokens(count // size, rank)
-    row_key = torch.arange(len(entropy)) + rank * len(entropy)
+    sequence_id = torch.arange(len(entropy)) + rank * len(entropy)
 
     def reduce(tensor: Tensor) -> Tensor:
         moved.append(tensor.numel() * tensor.element_size())
@@ -71,7 +71,7 @@ def together(rank: int, size: int, count: int, folder: str) -> None:
         moved.clear()
         ranks.gather(None)
         started = time.perf_counter()
-        select(entropy, mask, ForkSelection(), row_key=row_key, reduce=reduce if size > 1 else None)
+        select(entropy, mask, ForkSelection(), sequence_id=sequence_id, reduce=reduce if size > 1 else None)
         seconds.append(ranks.maximum(torch.tensor(time.perf_counter() - started)).item())
     everywhere = ranks.gather(moved)
     if rank == 0:

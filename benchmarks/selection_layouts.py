@@ -17,20 +17,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from forklight.algo.contexts import context_keys, share_first
+from forklight.algo.batch import MicroBatch, RolloutBatch, TokenStats
+from forklight.algo.config import AlgorithmConfig
 from forklight.algo.plan import update_and_rank
 from forklight.algo.selection import ForkSelection, select
-from forklight.algo.terms import Loss
-from forklight.algo.types import Chunk, Experience, TokenStats
+from forklight.algo.selection.prefixes import prefix_keys, share_first
+from forklight.distributed import Ranks
+from forklight.models.heads import FullHead
 from forklight.models.loading import PolicyConfig
 from forklight.models.policy import Policy
-from forklight.rollout.collect import RolloutSpec
-from forklight.rollout.learn import Learner
-from forklight.rollout.ranks import Ranks
+from forklight.rollout.collect import RolloutConfig
+from forklight.training.update import Learner
 
 SEED = 0
 PROBLEMS, ANSWERS = 16, 8
-ROLLOUT = RolloutSpec(max_new_tokens=16, temperature=1.25)
+ROLLOUT = RolloutConfig(max_new_tokens=16, temperature=1.25)
 KINDS = ((1, "old"), (2, "old"), (2, "current"))
 """Updates per rollout, and the policy that the entropies are of."""
 RULES = (
@@ -65,7 +66,7 @@ def layouts(ranks: int, *, quick: bool) -> list[Layout]:
 
 @dataclass(frozen=True)
 class Update:
-    """An update over all ranks; rows in draw order."""
+    """An update over all ranks; rows in the order of the rollout."""
 
     mask: Tensor  # bool [S,T]
     loss: float
@@ -86,10 +87,12 @@ class Padded(nn.Module):
         """The policy's."""
         return self.policy.head_weight
 
-    def forward(self, chunk: Chunk, *args: Any, **settings: Any) -> Any:
-        """The policy's, of a wider chunk."""
+    def forward(self, micro_batch: MicroBatch, *args: Any, **settings: Any) -> Any:
+        """The policy's, of a wider micro-batch."""
         return self.policy(
-            replace(chunk, input_ids=nn.functional.pad(chunk.input_ids, (0, self.columns))), *args, **settings
+            replace(micro_batch, input_ids=nn.functional.pad(micro_batch.input_ids, (0, self.columns))),
+            *args,
+            **settings,
         )
 
 
@@ -101,48 +104,57 @@ class Recorded(nn.Module):
         self.entropy = entropy
         self.head_weight = nn.Parameter(entropy.new_zeros(1, 1))
 
-    def forward(self, chunk: Chunk, temperature: float, loss: Any = None, **settings: Any) -> Any:
-        """Statistics of the chunk's tokens."""
-        entropy = chunk.read(self.entropy)
-        stats = TokenStats(-entropy + 0 * self.head_weight.sum(), entropy)
-        return stats if loss is None else loss(stats)
+    def forward(self, micro_batch: MicroBatch, loss_fn: Any, rows: Tensor | None = None, **settings: Any) -> Any:
+        """Whatever the loss function makes of the recorded statistics."""
+        return loss_fn(RecordedHead(micro_batch.read(self.entropy), self.head_weight))
 
 
-def share_of(x: Experience, layout: Layout, rank: int, updates: int) -> tuple[Experience, Tensor]:
+class RecordedHead(FullHead):
+    """A head whose statistics are known: the log-probability of a token is minus its entropy."""
+
+    def __init__(self, entropy: Tensor, weight: Tensor) -> None:
+        super().__init__(entropy[:, None], weight, torch.zeros(len(entropy), dtype=torch.int64), 1.0, 1.0, False)
+        self.entropy = entropy
+
+    def all_stats(self) -> TokenStats:
+        """The recorded ones, connected to the weight."""
+        return TokenStats(-self.entropy + 0 * self.weight.sum(), self.entropy)
+
+
+def share_of(x: RolloutBatch, layout: Layout, rank: int, updates: int) -> tuple[RolloutBatch, Tensor]:
     """What a rank has of a rollout, and the row numbers."""
     places = update_and_rank(PROBLEMS, updates, layout.ranks)
-    rows = torch.tensor([row for row, draw in enumerate(x.group.tolist()) if places[draw][1] == rank])
+    rows = torch.tensor([row for row, problem in enumerate(x.problem_index.tolist()) if places[problem][1] == rank])
     if layout.order is not None:
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(layout.order + rank))]
-    parts = {f.name: getattr(x, f.name)[rows] for f in fields(x) if getattr(x, f.name) is not None}
-    update = torch.tensor([places[draw][0] for draw in x.group[rows].tolist()])
-    return Experience(**{**parts, "update": update}), rows
+    parts = {f.name: getattr(x, f.name)[rows] for f in fields(x) if isinstance(getattr(x, f.name), Tensor)}
+    update = torch.tensor([places[problem][0] for problem in x.problem_index[rows].tolist()])
+    return RolloutBatch(**{**parts, "update": update}), rows
 
 
 def run(
-    layout: Layout, policy: Any, x: Experience, rows: Tensor, kind: tuple[int, str], ranks: Ranks
+    layout: Layout, policy: Any, x: RolloutBatch, rows: Tensor, kind: tuple[int, str], ranks: Ranks
 ) -> Iterator[Update]:
     """The updates of a rollout; between two of them the policy moves by noise, the same in every layout."""
     updates, entropy_of = kind
-    settings = Loss(ForkSelection(entropy_of=entropy_of))
-    learner = Learner(settings, temperature=ROLLOUT.temperature, length_limit=16, seed=SEED, ranks=ranks)
+    config = AlgorithmConfig(ForkSelection(entropy_of=entropy_of))
+    learner = Learner(config, temperature=ROLLOUT.temperature, length_limit=16, seed=SEED, ranks=ranks)
     count = layout.micro_batches or len(rows) // updates
-    lesson = learner.begin(x, rollout=0, updates=updates, micro_batches=count)
+    state = learner.begin(x, rollout=0, updates=updates, micro_batches=count)
     passes = Padded(policy, layout.padding) if layout.padding else policy
     for update in range(updates):
         if update and isinstance(policy, Policy):
             move(policy)
         policy.zero_grad()
-        learner.prepare_update(lesson, update, passes, None)
+        learner.prepare_update(state, update, passes, None)
         losses = []
-        for visit in lesson.plan.visits_of(update):
-            loss = learner.loss(lesson, visit, passes)[0] / count
+        for number in state.plan.micro_batches_of(update):
+            loss = learner.loss(state, number, passes)[0] / count
             loss.backward()
             losses.append(loss.item())
-        e = lesson.experience
-        in_update = (e.update == update)[:, None]
-        threshold = e.threshold[e.update == update].nan_to_num(-torch.inf).max()  # NaN in rows that nobody looked at
-        everywhere = ranks.gather((rows, e.fork_mask & in_update, e.entropy, float(threshold)))
+        tokens, in_update = state.tokens, state.batch.update == update
+        threshold = tokens.threshold[in_update].nan_to_num(-torch.inf).max()  # NaN in rows that were not ranked
+        everywhere = ranks.gather((rows, tokens.fork_mask & in_update[:, None], tokens.entropy, float(threshold)))
         gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
         yield Update(
             mask=joined([(part[0], part[1]) for part in everywhere], False),
@@ -188,7 +200,7 @@ def compare(rank: int, size: int, folder: str, quick: bool) -> None:
     logging.disable_progress_bar()
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size)
-    x = Experience(**torch.load(Path(folder) / "rollout.pt"))
+    x = RolloutBatch(**torch.load(Path(folder) / "rollout.pt"))
     rows = [row for dtype in ("float64", "float32") for row in _end_to_end(x, dtype, rank, size, folder, quick)]
     given = _given_entropies(x, Ranks(), folder, quick)
     if rank == 0:
@@ -198,7 +210,7 @@ def compare(rank: int, size: int, folder: str, quick: bool) -> None:
 
 
 def _end_to_end(
-    x: Experience, dtype: str, rank: int, size: int, folder: str, quick: bool
+    x: RolloutBatch, dtype: str, rank: int, size: int, folder: str, quick: bool
 ) -> Iterator[dict[str, float | str]]:
     """Every layout of every kind against the first one: flips, swaps, distances and relative differences."""
     policy = Policy(PolicyConfig(path="tiny", dtype=dtype))
@@ -217,7 +229,7 @@ def _end_to_end(
                     yield {"dtype": dtype, **difference(x, update, base)}
 
 
-def difference(x: Experience, update: Update, base: Update) -> dict[str, float]:
+def difference(x: RolloutBatch, update: Update, base: Update) -> dict[str, float]:
     """How an update differs from the same one in the first layout.
 
     A *swap*: of equal answers of one group, so many keep a token as before, but others; any other change is a *flip*.
@@ -227,7 +239,7 @@ def difference(x: Experience, update: Update, base: Update) -> dict[str, float]:
     for row, place in changed.nonzero().tolist():
         start = int(x.prompt_length[row])
         answer = x.input_ids[row, start : start + int(x.answer_length[row])].tolist()
-        lost_and_won[int(x.group[row]), place, *answer] += 1 if update.mask[row, place] else -1
+        lost_and_won[int(x.problem_index[row]), place, *answer] += 1 if update.mask[row, place] else -1
     flips = sum(map(abs, lost_and_won.values()))
     distance = (base.entropy - base.threshold).abs()[changed]
     return {
@@ -240,10 +252,10 @@ def difference(x: Experience, update: Update, base: Update) -> dict[str, float]:
     }
 
 
-def _given_entropies(x: Experience, ranks: Ranks, folder: str, quick: bool) -> dict[str, int]:
+def _given_entropies(x: RolloutBatch, ranks: Ranks, folder: str, quick: bool) -> dict[str, int]:
     """Eligible tokens that are compared, and that differ, where all layouts have bitwise the same entropies."""
     base = torch.load(Path(folder) / "base-float32-1-old.pt")[0]
-    keys = context_keys(x.answer_ids(torch.arange(len(x.group))), x.group)
+    keys = prefix_keys(x.answer_ids(torch.arange(len(x.problem_index))), x.problem_index)
     entropy = share_first(base["entropy"], keys, x.answer_mask)
     eligible = x.answer_mask & x.contributing[:, None]
     compared = differ = 0
@@ -259,19 +271,19 @@ def _given_entropies(x: Experience, ranks: Ranks, folder: str, quick: bool) -> d
     for spec, ties, deal in itertools.product(RULES, (False, True), range(5 if quick else 40)):
         scores = (entropy * 4).round() / 4 if ties else entropy
         compared += int(eligible.sum())
-        differ += _dealt(spec, scores, eligible, x.row_key, deal, ranks)
+        differ += _dealt(spec, scores, eligible, x.sequence_id, deal, ranks)
     return {"compared": compared, "differ": differ}
 
 
-def _dealt(spec: ForkSelection, scores: Tensor, eligible: Tensor, row_key: Tensor, deal: int, ranks: Ranks) -> int:
+def _dealt(spec: ForkSelection, scores: Tensor, eligible: Tensor, sequence_id: Tensor, deal: int, ranks: Ranks) -> int:
     """Tokens that differ where `select` gets the rows in random order on random ranks, padded wider."""
-    whole = select(scores, eligible, spec, row_key=row_key).mask
+    whole = select(scores, eligible, spec, sequence_id=sequence_id).mask
     noise = torch.Generator().manual_seed(deal)
-    owner = torch.randint(1 + deal % ranks.size, row_key.shape, generator=noise)  # some ranks have no row
-    order = torch.randperm(len(row_key), generator=noise)
+    owner = torch.randint(1 + deal % ranks.size, sequence_id.shape, generator=noise)  # some ranks have no row
+    order = torch.randperm(len(sequence_id), generator=noise)
     rows, pad = order[owner[order] == ranks.rank], (0, deal % 7)
     parts = [nn.functional.pad(values[rows], pad) for values in (scores, eligible, whole)]
-    found = select(parts[0], parts[1], spec, row_key=row_key[rows], reduce=ranks.reduce).mask
+    found = select(parts[0], parts[1], spec, sequence_id=sequence_id[rows], reduce=ranks.reduce).mask
     return int(ranks.reduce((found ^ parts[2]).sum()))
 
 

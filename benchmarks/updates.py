@@ -18,12 +18,12 @@ from peers import SEED, memory, short
 from torch import Tensor
 from transformers import Qwen3Config
 
+from forklight.algo.batch import RolloutBatch
+from forklight.algo.config import AlgorithmConfig
 from forklight.algo.plan import make_plan
-from forklight.algo.terms import Loss
-from forklight.algo.types import Experience
 from forklight.models.loading import PolicyConfig
 from forklight.models.policy import Policy
-from forklight.rollout.learn import Learner
+from forklight.training.update import Learner
 
 Update = Callable[[], Tensor]
 """Leaves gradients in its policy, and returns the loss."""
@@ -69,7 +69,7 @@ def policy_of(size: Size, device: str, **settings: Any) -> Policy:
         return Policy(PolicyConfig(path=folder, random_init=True, **settings)).to(device)
 
 
-def rollout_of(size: Size, device: str) -> Experience:
+def rollout_of(size: Size, device: str) -> RolloutBatch:
     """Random tokens; half of a group's answers were good."""
     draw = torch.Generator().manual_seed(SEED)
 
@@ -88,7 +88,7 @@ def rollout_of(size: Size, device: str) -> Experience:
     column = torch.arange(longest)
     ids = torch.where(column < prompt[:, None], first, ids).masked_fill(column >= (prompt + answer)[:, None], 0)
     signs = torch.tensor([1.0, -1.0]).repeat(count // 2) * (group >= size.zero)
-    return Experience(
+    return RolloutBatch(
         input_ids=ids,
         prompt_length=prompt,
         answer_length=answer,
@@ -98,8 +98,8 @@ def rollout_of(size: Size, device: str) -> Experience:
         right=signs > 0,
         truncated=torch.zeros(count, dtype=torch.bool),
         update=torch.zeros_like(group),
-        group=group,
-        row_key=torch.arange(count),
+        problem_index=group,
+        sequence_id=torch.arange(count),
     ).to(torch.device(device))
 
 
@@ -108,19 +108,20 @@ class Ours:
 
     def __init__(self, size: Size, device: str) -> None:
         self.policy, self.x = policy_of(size, device), rollout_of(size, device)
-        self.learner = Learner(Loss(), length_limit=2 * size.answer)
+        self.learner = Learner(AlgorithmConfig(), length_limit=2 * size.answer)
         self.mask = torch.tensor(())
         """Of the last update: the answer tokens that carry gradient, bool `[N]`."""
 
     def update(self, *, dropping: bool = True) -> Tensor:
         """The only one of a rollout."""
-        lesson = self.learner.begin(self.x, rollout=0, updates=1, micro_batches=1)
+        state = self.learner.begin(self.x, rollout=0, updates=1, micro_batches=1)
         if not dropping:  # all sequences are trained; the selection ranks the same tokens as before
-            lesson.plan = make_plan(self.x, self.learner.selection, updates=1, micro_batches=1, others="all")
-        self.learner.prepare_update(lesson, 0, self.policy, None)
-        loss = self.learner.loss(lesson, 0, self.policy)[0]
+            selection = self.learner.config.selection
+            state.plan = make_plan(self.x, selection, updates=1, micro_batches=1, extra_gradient="all")
+        self.learner.prepare_update(state, 0, self.policy, None)
+        loss = self.learner.loss(state, 0, self.policy)[0]
         loss.backward()
-        self.mask = lesson.experience.fork_mask[lesson.experience.answer_mask]
+        self.mask = state.tokens.fork_mask[state.batch.answer_mask]
         return loss.detach()
 
 

@@ -46,14 +46,14 @@ from pathlib import Path
 import torch
 from verify_hostile import LIMIT, generated, judge_hostile, memory
 
+from forklight.evaluation.records import votes_of
 from forklight.metrics import AnswerScores
-from forklight.rollout.answers import Group
-from forklight.rollout.evaluation import votes_of
+from forklight.rollout.generate import Group
 from forklight.types import Completion, Problem
 from forklight.verify import MathVerifier, judge
-from forklight.verify.pool import WorkerPool
+from forklight.verify.workers.pool import WorkerPool
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from collected import CONVENTIONS, CONVENTIONS_OF_ANY, prediction, read
 
 SEED = 0
@@ -166,7 +166,7 @@ def start():
     seconds = []
     for _ in range(5):
         begin = time.perf_counter()
-        pool = WorkerPool("forklight.verify.service:math_service", size=2)
+        pool = WorkerPool("forklight.verify.math.service:math_service", size=2)
         start_both(pool)
         seconds.append(time.perf_counter() - begin)
         resident = max(memory(pid, "VmRSS") for pid in pool.pids)

@@ -1,6 +1,6 @@
 r"""Answers that are meant to be slow or huge, and what it costs to judge them.
 
-Formulas are put together from parts that lie below the caps of `forklight.verify.limits`, or get past them. Traps
+Formulas are put together from parts that lie below the caps of `forklight.verify.math.limits`, or get past them. Traps
 repeat what a pattern of `forklight.verify`, or of Math-Verify's search in prose, might take long over. No two are
 equal, none is right.
 """

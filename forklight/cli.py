@@ -1,158 +1,32 @@
-"""The command line: `forklight fit|validate|test|predict`, a LightningCLI with the run folder around it; `compare`."""
+"""The command line: `forklight VERB ...`. The first word decides what is imported."""
 
-import logging
+import argparse
 import os
 import re
 import sys
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from importlib import import_module
 
-import yaml
-from jsonargparse import ArgumentError, auto_cli, set_parsing_settings
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
-from transformers.utils.logging import disable_progress_bar
+from forklight.errors import EngineError, WeightSyncError
 
-from forklight.analysis.compare import compare
-from forklight.callbacks.checkpoint import AtomicCheckpointIO, RngState, RunCheckpoint
-from forklight.callbacks.dump import DiagnosticDump
-from forklight.callbacks.evaluate import MathEval
-from forklight.callbacks.export import PolicyExport
-from forklight.callbacks.fork_monitor import ForkMonitor
-from forklight.callbacks.guards import Guards, check_fit
-from forklight.callbacks.progress import RunProgress
-from forklight.callbacks.startup import StartupTable
-from forklight.callbacks.throughput import Throughput
-from forklight.data.datamodule import MathDataModule
-from forklight.presets import MODE, add_parser_mode, expand_arguments
-from forklight.rollout.probe import ArrivalError
-from forklight.rollout.sampler import EngineError
-from forklight.run_folder import RunFolder
-
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "max_epochs": -1,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,
-    "use_distributed_sampler": False,
-    "enable_model_summary": False,
-    "val_check_interval": None,
+LIGHTNING_VERBS = {
+    "fit": "Trains a policy.",
+    "validate": "Evaluates a policy on the sets of `data.val`.",
+    "test": "Evaluates a policy on the sets of `data.test`, or of `data.val` if there are none.",
+    "predict": "Writes a policy's answers to a file.",
 }
-"""Only what differs from Lightning's own: runs are counted in updates, and the loaders share themselves out."""
+"""They share one parser, for the components that a config chooses by `class_path`."""
 
-DESCRIPTION = "RLVR on forking tokens. `forklight compare RUN_A RUN_B` compares two evaluations; see its --help."
+COMMANDS = {"compare": "Compares the scores of two evaluations, problem by problem."}
+"""The other verbs; each is a function in the file of the same name in `forklight.commands`."""
 
-_VERB_FOLDER = "FORKLIGHT_VERB_FOLDER"
+VERBS = LIGHTNING_VERBS | COMMANDS
 
 _WRAPPING = re.compile(
     r"(- )?(Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value type: |Given value: "
     r"|Expected a <class 'NoneType'>$|Expected a path but .* either not accessible or invalid$)"
 )
-"""Lines that jsonargparse puts around a reason: the types it tried, and the whole value of the component."""
-
-
-class ForkCLI(LightningCLI):
-    """LightningCLI whose components are chosen by `class_path`, with a fixed run folder and our callbacks forced."""
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser that raises, so that `main` prints one message and not the whole usage."""
-        return super().init_parser(**{**kwargs, "exit_on_error": False, "allow_abbrev": False})
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses what `main` was given; Lightning would warn whenever the process has arguments of its own."""
-        self.config = parser.parse_args(args)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run folder, and the callbacks that every run has."""
-        parser.add_argument("--run_dir", type=str, default="runs/forklight", help="Folder of the run.")
-        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(MathEval, "evaluation")
-        parser.add_lightning_class_args(ForkMonitor, "monitor")
-        parser.add_lightning_class_args(Throughput, "throughput")
-
-    def _parse_ckpt_path(self) -> None:
-        """Leaves the command line as it is: hyper-parameters in a checkpoint never override it."""
-
-    def before_instantiate_classes(self) -> None:
-        """Settles the run folder, before anything is built or written."""
-        config = self.config[self.subcommand]
-        if isinstance(config.trainer.val_check_interval, float):
-            raise ValueError(
-                f"trainer.val_check_interval = {config.trainer.val_check_interval}: a share of an endless stream has "
-                "no meaning; leave it out and set data.eval_every_rollouts"
-            )
-        self.folder = RunFolder(Path(config.run_dir))
-        self.resume_from: Path | None = None
-        if self.subcommand == "fit" and not config.trainer.fast_dev_run and _is_rank_zero():
-            self.resume_from = self.folder.resume_point(config.ckpt_path, self._plain_config())
-            if config.ckpt_path == "last" and self.resume_from is None:
-                print(f"--ckpt_path last: run folder {self.folder.root} is empty, starting from the beginning")
-        elif config.ckpt_path:
-            # Other processes of a run that starts with `last` find nothing either; the other verbs need a checkpoint.
-            self.resume_from = self.folder.find(config.ckpt_path, required=self.subcommand != "fit")
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds what a config cannot lose: logger, atomic checkpoints, progress."""
-        config = self._get(self.config_init, "trainer")
-        output = self._output_folder()
-        if config.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
-                save_dir=str(output), name="", version="", purge_step=self._purge_step(), default_hp_metric=False
-            )
-        kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
-        kwargs["default_root_dir"] = str(output)
-        forced = [Guards(), RngState(), StartupTable(), PolicyExport(output), DiagnosticDump()]
-        if config.enable_progress_bar is not False:
-            forced.append(RunProgress())
-        self.trainer_defaults["callbacks"] = forced
-        trainer = super().instantiate_trainer(**kwargs)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RunCheckpoint):
-                callback.folder = self.folder.checkpoints
-            if isinstance(callback, MathEval):
-                callback.folder = output
-        return trainer
-
-    def _output_folder(self) -> Path:
-        """The run folder for `fit`, a numbered one inside it for the other verbs; processes of a run share it."""
-        if self.subcommand == "fit" or self._get(self.config, "trainer").fast_dev_run:
-            return self.folder.root
-        if _is_rank_zero():
-            os.environ[_VERB_FOLDER] = str(self.folder.numbered(str(self.subcommand)))
-        return Path(os.environ.get(_VERB_FOLDER, self.folder.root))
-
-    def _purge_step(self) -> int | None:
-        """Curves beyond the checkpoint are drawn again by the resumed run: the old points go."""
-        if self.subcommand != "fit" or self.resume_from is None:
-            return None
-        import torch
-
-        return int(torch.load(self.resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"]) + 1
-
-    def before_fit(self) -> None:
-        """Refuses what cannot be trained, and keeps the config of this start; a refused one leaves no trace."""
-        check_fit(self.trainer, self.model, self.datamodule)
-        if isinstance(self.datamodule, MathDataModule):
-            self.datamodule.read()
-        if not self._get(self.config, "trainer").fast_dev_run and _is_rank_zero():
-            self.folder.keep_config(self._plain_config())
-
-    def _plain_config(self) -> dict[str, Any]:
-        """The whole resolved config, defaults included, as it could stand in a file."""
-        everything = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False))
-        plain: dict[str, Any] = everything[self.subcommand]
-        return plain
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
-        kwargs["ckpt_path"] = str(self.resume_from) if self.resume_from else None
-        kwargs["weights_only"] = True
-        if subcommand == "predict":
-            kwargs["return_predictions"] = False  # `predictions.jsonl` has them
-        return kwargs
+"""Lines that jsonargparse adds to a reason: the types it tried, and the component's value."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -162,18 +36,11 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the arguments, such as `["fit", "--config", "configs/countdown/grpo.yaml"]`; those of the process if None.
 
     Raises:
-        SystemExit: bad input, with a message on standard error and a code that is not 0.
+        SystemExit: bad input, with a message on standard error and a non-zero exit code.
     """
-    _quieten()
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the text under a field is its --help
-    add_parser_mode()
-    arguments = list(sys.argv[1:] if args is None else args)
     try:
-        if arguments[:1] == ["compare"]:
-            auto_cli(compare, args=arguments[1:], exit_on_error=False, prog="forklight compare")
-        else:
-            _run(expand_arguments(arguments))
-    except (ValueError, OSError, MisconfigurationException, ArgumentError, EngineError, ArrivalError) as error:
+        _run(list(sys.argv[1:] if args is None else args))
+    except (ValueError, OSError, argparse.ArgumentError, EngineError, WeightSyncError) as error:
         if os.environ.get("FORKLIGHT_TRACEBACK"):
             raise
         print(f"forklight: error: {innermost(str(error))}", file=sys.stderr)
@@ -184,10 +51,10 @@ def innermost(message: str) -> str:
     """The reason inside jsonargparse's report on a value of a key, on one line.
 
     Every component of a config may also be null, so a mistake inside one is reported as a failure of all alternatives,
-    level by level. What is left is the way of keys and classes down to the mistake, and the mistake.
+    level by level. The result names the keys and classes that lead to the mistake, and the mistake.
 
     Args:
-        message: of an error; returned as it is if it is no such report.
+        message: an error's message; returned unchanged if it is no such report.
     """
     if "Union subtypes" not in message and not message.startswith("Parser key "):
         return message
@@ -196,34 +63,35 @@ def innermost(message: str) -> str:
     return " ".join(kept) or message
 
 
-def _run(arguments: list[str]) -> ForkCLI:
-    return ForkCLI(
-        model_class=LightningModule,
-        subclass_mode_model=True,
-        save_config_callback=None,
-        trainer_defaults=dict(TRAINER_DEFAULTS),
-        seed_everything_default=42,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        parser_kwargs={"description": DESCRIPTION, "parser_mode": MODE},
-        args=arguments,
+def _run(arguments: list[str]) -> None:
+    if not arguments:
+        raise ValueError(f'expected "subcommand" to be one of {{{",".join(VERBS)}}}, but it was not provided.')
+    first = arguments[0]
+    if first in ("-h", "--help"):
+        _overview().print_help()
+        raise SystemExit(0)
+    if first in COMMANDS:
+        from jsonargparse import auto_cli
+
+        command = getattr(import_module(f"forklight.commands.{first}"), first)
+        auto_cli(command, args=arguments[1:], exit_on_error=False, prog=f"forklight {first}")
+    elif first in LIGHTNING_VERBS or first.startswith("-"):  # options may come before the verb
+        from forklight.commands.lightning_cli import run
+
+        run(arguments)
+    else:
+        raise ValueError(f"argument subcommand: invalid choice: {first!r} (choose from {', '.join(map(repr, VERBS))})")
+
+
+def _overview() -> argparse.ArgumentParser:
+    """A parser for the help text alone: it knows the verbs but not their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="forklight",
+        description="RLVR on forking tokens.",
+        epilog="`forklight VERB --help` lists the arguments of a verb.",
     )
-
-
-def _quieten() -> None:
-    """Drops messages that no user can act on."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # tips and advertisements
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # the seed stands in the config
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar per file of a model
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
-
-
-def _is_rank_zero() -> bool:
-    """True in the process that owns the run folder, also before any group of processes exists."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+    parser.add_argument("-c", "--config", help="YAML file with a section per verb; after the verb, a file for that one")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    for verb, text in VERBS.items():
+        verbs.add_parser(verb, help=text)
+    return parser

@@ -1,39 +1,37 @@
 """The LightningModule: which part of the algorithm runs in which hook. No mathematics here."""
 
 import os
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
 
 from forklight.algo.advantages import Advantage, AdvantageName
-from forklight.algo.correction import Correction
-from forklight.algo.kl import KLTerm
-from forklight.algo.objective import Objective
-from forklight.algo.objectives import Dapo
+from forklight.algo.batch import RolloutBatch
+from forklight.algo.config import AlgorithmConfig, OldLogpFrom
+from forklight.algo.correction import CorrectionConfig
+from forklight.algo.kl import KLConfig
+from forklight.algo.objectives import Dapo, Objective
 from forklight.algo.plan import Cost
 from forklight.algo.selection import ForkSelection
-from forklight.algo.terms import Loss, OldLogpFrom
-from forklight.algo.types import Experience
-from forklight.data.visits import EvalBatch, PromptBatch
+from forklight.data.stream import EvalBatch, PromptBatch
+from forklight.distributed import Ranks
 from forklight.models.loading import PolicyConfig, eos_ids, load_settings, load_tokenizer
 from forklight.models.policy import Policy
 from forklight.models.reference import Reference, check_reference
-from forklight.rollout.answers import Answerer, Group
-from forklight.rollout.collect import Collector, Rollout, RolloutSpec
-from forklight.rollout.hf import HFSampler
-from forklight.rollout.learn import Learner
-from forklight.rollout.lesson import Lesson
-from forklight.rollout.probe import ArrivalProbe
-from forklight.rollout.ranks import Ranks
-from forklight.rollout.sampler import Sampler
+from forklight.rollout.collect import Collector, Rollout
+from forklight.rollout.config import RolloutConfig
+from forklight.rollout.generate import AnswerGenerator, Group
+from forklight.sampling.base import Sampler
+from forklight.sampling.hf import HFSampler
+from forklight.sampling.weight_check import WeightSyncCheck
+from forklight.stopwatch import Stopwatch
+from forklight.training.state import RolloutState, TokenState
+from forklight.training.update import Learner
 
 EVALUATION = -1
-"""Stands for the rollout's number in the noise of evaluations, so that every checkpoint sees the same draws."""
+"""Takes the place of the rollout's number in the noise of evaluations, so that all checkpoints get the same noise."""
 
 
 class ForkGRPOModule(LightningModule):
@@ -43,16 +41,16 @@ class ForkGRPOModule(LightningModule):
         policy: the model that is trained.
         rollout: how answers are sampled and filtered.
         sampler: the engine that samples: `HFSampler`, with the policy's own model, if not given; or `VLLMSampler`.
-        selection: which tokens carry gradient; `preset` stands for all keys at once: forklight, paper, paper-code, trl,
-            all-tokens, random-20 or bottom-80; keys beside or after it override it.
+        selection: which tokens carry gradient; `preset` sets all keys at once: forklight, paper, paper-code, trl,
+            all-tokens, random-20 or bottom-80; keys next to or after it override it.
         objective: the policy's loss; `Dapo` if not given.
         advantage: how rewards become advantages: `grpo`, `dr_grpo` (no standard deviation), `batch_std`, `rloo`,
             `reinforce_pp`, `reinforce_pp_baseline`, or a `class_path` of your own.
-        kl: the KL to a reference model, which is loaded only if something compares with it.
+        kl: the KL term; its reference model is loaded only if it is needed.
         entropy_coef: weight of the entropy bonus.
         correction: importance weights against a mismatch of sampler and trainer.
-        old_logp_from: whose log-probabilities the ratio compares with: the trainer's, of the policy that starts the
-            rollout's updates, or the sampler's, as it drew the tokens.
+        old_logp_from: the source of the ratio's old log-probabilities: the trainer, for the policy that starts the
+            rollout's updates, or the sampler.
         optimizer: made for the policy's parameters.
         lr_scheduler: stepped after every update; constant if not given.
     """
@@ -60,67 +58,69 @@ class ForkGRPOModule(LightningModule):
     def __init__(
         self,
         policy: PolicyConfig = PolicyConfig(),  # noqa: B008  a frozen value
-        rollout: RolloutSpec = RolloutSpec(),  # noqa: B008
+        rollout: RolloutConfig = RolloutConfig(),  # noqa: B008
         sampler: Sampler | None = None,
         selection: ForkSelection = ForkSelection(),  # noqa: B008
         objective: Objective | None = None,
         advantage: AdvantageName | Advantage = "grpo",
-        kl: KLTerm = KLTerm(),  # noqa: B008
+        kl: KLConfig = KLConfig(),  # noqa: B008
         entropy_coef: float = 0.0,
-        correction: Correction = Correction(),  # noqa: B008
+        correction: CorrectionConfig = CorrectionConfig(),  # noqa: B008
         old_logp_from: OldLogpFrom = "trainer",
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        self.loss = Loss(selection, objective or Dapo(), kl, entropy_coef, correction, old_logp_from)
+        self.config = AlgorithmConfig(selection, objective or Dapo(), kl, entropy_coef, correction, old_logp_from)
         self.policy_config = policy
-        self.rollout_spec = rollout
+        self.rollout_config = rollout
         self.sampler = sampler or HFSampler()
         self.advantage = advantage
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        if self.loss.needs_reference:
+        if self.config.needs_reference:
             check_reference(policy)
         load_settings(policy)  # a model that cannot be trained is refused before anything is written
         self.tokenizer = load_tokenizer(policy)
         self.ranks = Ranks()
+        self.stopwatch = Stopwatch()
+        """Wall time by phase since the start; callbacks read differences."""
         self.rollout: Rollout | None = None
         """The last rollout collected in this process; callbacks read it."""
-        self.lesson: Lesson | None = None
-        self.sums: dict[str, Tensor] = {}
-        """Sums of the update in progress, over its visits on this rank."""
-        self.seconds = dict.fromkeys(("sync", "statistics", "forward", "backward", "optimizer"), 0.0)
-        """Wall time by part since the start; callbacks read differences."""
-        self._position = (0, 0)  # rollout and number of its visits that are done
-        self._resumed: Experience | None = None
-        self._uids: dict[int, str] = {}
+        self.state: RolloutState | None = None
+        """The rollout that is trained on; callbacks read it."""
+        self.grad_norm = torch.tensor(torch.nan)
+        """Norm of the last update's gradient before clipping; callbacks read it."""
+        self._position = (0, 0)  # rollout, and number of its micro-batches that are done
+        self._resumed: tuple[RolloutBatch, TokenState] | None = None
 
     # -- building ------------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Loads the policy, and the reference if anything compares with it; wires the rest to seed and ranks."""
+        """Loads the policy, and the reference if needed; builds the parts that depend on the seed and the ranks."""
         if not hasattr(self, "policy"):
             self.policy = Policy(self.policy_config)
-            self._reference = [Reference(self.policy_config)] if self.loss.needs_reference else []
+            self._reference = [Reference(self.policy_config)] if self.config.needs_reference else []
         seed = int(os.environ.get("PL_GLOBAL_SEED", "42"))
-        self.answerer = Answerer(
+        self.generator = AnswerGenerator(
             self.sampler,
             self.tokenizer,
             eos_ids(self.policy_config, self.tokenizer),
             seed=seed,
             max_positions=getattr(self.policy.model.config, "max_position_embeddings", None),
+            stopwatch=self.stopwatch,
         )
-        self.probe = ArrivalProbe(self.rollout_spec.probe_tolerance, self.ranks)
-        self.collector = Collector(self.answerer, self.rollout_spec, self.advantage, self.ranks)
+        self.weight_sync = WeightSyncCheck(self.rollout_config.weight_sync_tolerance, self.ranks)
+        self.collector = Collector(self.generator, self.rollout_config, self.advantage, self.ranks)
         self.learner = Learner(
-            self.loss,
-            temperature=self.rollout_spec.temperature,
-            length_limit=self.rollout_spec.max_new_tokens,
+            self.config,
+            temperature=self.rollout_config.temperature,
+            length_limit=self.rollout_config.max_new_tokens,
             seed=seed,
             ranks=self.ranks,
             context=self.trainer.precision_plugin.forward_context,
             cost=Cost(self.policy.shape.pair_cost, self.policy.packing),
+            stopwatch=self.stopwatch,
         )
 
     def configure_optimizers(self) -> Any:
@@ -135,149 +135,124 @@ class ForkGRPOModule(LightningModule):
 
     @property
     def reference(self) -> Reference | None:
-        """What KL terms compare with, or None. Outside of the module tree: only a refreshed one is in checkpoints."""
+        """The reference model, or None. It is outside the module tree: checkpoints have it only if it is refreshed."""
         return self._reference[0] if self._reference else None
 
     # -- a training step -----------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Moves the reference to where the policy is."""
+        """Moves the reference to the policy's device."""
         if self.reference is not None:
             self.reference.to(self.policy.head_weight)
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Visit 0 collects experience; the first visit of every update prepares it."""
-        if batch.visit == 0:
-            self._refresh_reference(batch.rollout)
-            arrival = self._sync()
-            with self.trainer.precision_plugin.forward_context():
-                self.rollout = self.collector.collect(batch, self._penalty(batch))
-            self.sampler.pause()
-            self.rollout.metrics.update(arrival)
-            self._uids = self.collector.uids
-            self._begin(self.rollout.experience, batch)
+        """The first micro-batch of a rollout collects it; the first one of every update prepares the update."""
+        if batch.micro_batch == 0:
+            self._collect(batch)
         elif self._resumed is not None:
-            self._begin(self._resumed, batch)
+            self._begin(batch, *self._resumed)
         if batch.starts_update:
-            self.sums = {}
-            started = time.perf_counter()
-            self.learner.prepare_update(self._lesson, batch.update, self.policy, self.reference)
-            self.seconds["statistics"] += time.perf_counter() - started
+            self.learner.prepare_update(self.current, batch.update, self.policy, self.reference)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        """The visit's share of the loss."""
-        started = time.perf_counter()
-        loss, sums = self.learner.loss(self._lesson, batch.visit, self.policy)
-        for name, value in sums.items():
-            combine = torch.maximum if name.endswith("_max") else torch.add
-            self.sums[name] = combine(self.sums[name], value) if name in self.sums else value
-        self._position = (batch.rollout, batch.visit + 1) if not batch.ends_rollout else (batch.rollout + 1, 0)
-        self.seconds["forward"] += time.perf_counter() - started
-        return loss
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Backward, timed."""
-        started = time.perf_counter()
-        super().backward(loss, *args, **kwargs)
-        self.seconds["backward"] += time.perf_counter() - started
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        """The micro-batch's share of the loss, and its metrics for the callbacks."""
+        loss, metrics = self.learner.loss(self.current, batch.micro_batch, self.policy)
+        self._position = (batch.rollout + 1, 0) if batch.ends_rollout else (batch.rollout, batch.micro_batch + 1)
+        return {"loss": loss, "metrics": metrics}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips by global norm with torch's own function, which knows sharded parameters, and keeps the norm."""
-        started = time.perf_counter()
+        """Clips by global norm with torch's own function, which supports sharded parameters, and keeps the norm."""
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         bound = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else torch.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), bound)
-        self.sums["grad_norm"] = norm.detach()
-        self.seconds["optimizer"] += time.perf_counter() - started
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), bound).detach()
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The optimiser's step, timed without the closure that Lightning runs inside of it."""
-        inside = ("forward", "backward", "optimizer")
-        before = sum(self.seconds[part] for part in inside)
-        started = time.perf_counter()
-        super().optimizer_step(*args, **kwargs)
-        elapsed = time.perf_counter() - started
-        self.seconds["optimizer"] += elapsed - (sum(self.seconds[part] for part in inside) - before)
-
-    def _sync(self) -> dict[str, float]:
-        """Hands the weights to the sampler, and sees that they arrive."""
-        started = time.perf_counter()
+    def _collect(self, batch: PromptBatch) -> None:
+        """Samples and verifies answers, computes advantages, and plans the micro-batches."""
+        self._refresh_reference(batch.rollout)
+        difference = self._sync()
         with self.trainer.precision_plugin.forward_context():
-            largest = self.probe.sync(self.sampler, self.policy)
-        self.seconds["sync"] += time.perf_counter() - started
-        return {} if largest is None else {"rollout/probe": largest}
+            sampled = self.collector.sample(batch)
+        penalty = None
+        if self.reference is not None and self.config.kl_in_reward:
+            penalty = self.learner.kl_penalty(
+                sampled.batch.to(self.device),
+                self.policy,
+                self.reference,
+                rollout=batch.rollout,
+                parts=batch.updates * batch.micro_batches,
+            )
+        self.rollout = self.collector.finish(sampled, penalty)
+        self.sampler.sleep()
+        if difference is not None:
+            self.rollout.metrics["rollout/weight_sync_diff"] = difference
+        self._begin(batch, self.rollout.batch, None)
 
-    def _begin(self, experience: Experience, batch: PromptBatch) -> None:
+    def _begin(self, batch: PromptBatch, sampled: RolloutBatch, tokens: TokenState | None) -> None:
+        """Plans the micro-batches of a rollout; `tokens` is their state from a checkpoint inside it, if any."""
         self._resumed = None
-        self.lesson = self.learner.begin(
-            experience.to(self.device),
+        self.state = self.learner.begin(
+            sampled.to(self.device),
             rollout=batch.rollout,
             updates=batch.updates,
             micro_batches=batch.micro_batches,
-            uids=self._uids,
+            tokens=None if tokens is None else tokens.to(self.device),
         )
 
-    def _penalty(self, batch: PromptBatch) -> Callable[[Experience], Tensor] | None:
-        """What the KL takes from the rewards, if that is its place."""
-        reference = self.reference
-        if reference is None or not self.loss.kl_in_reward:
-            return None
-        visits = batch.updates * batch.micro_batches
-
-        @torch.no_grad()
-        def penalty(experience: Experience) -> Tensor:
-            x = experience.to(self.device)
-            taken = self.learner.statistics.penalty(
-                x, self.policy, reference, rollout=batch.rollout, uids=self.collector.uids, passes=visits
-            )
-            return taken.to(experience.rewards.device)
-
-        return penalty
+    def _sync(self) -> float | None:
+        """Syncs the policy's weights to the sampler and checks them; returns the largest difference, in nats."""
+        with self.stopwatch.phase("sync"), self.trainer.precision_plugin.forward_context():
+            return self.weight_sync.sync(self.sampler, self.policy)
 
     def _refresh_reference(self, rollout: int) -> None:
-        """Every so many rollouts the policy becomes its own reference."""
-        every = self.loss.kl.refresh_every_rollouts
+        """Copies the policy's weights to the reference every `kl.refresh_every_rollouts` rollouts."""
+        every = self.config.kl.refresh_every_rollouts
         if self.reference is not None and every and rollout and rollout % every == 0:
             self.reference.copy_from(self.policy)
 
     @property
-    def _lesson(self) -> Lesson:
-        assert self.lesson is not None, "a visit before its rollout"
-        return self.lesson
+    def current(self) -> RolloutState:
+        """The rollout that is trained on.
+
+        Raises:
+            RuntimeError: none has been collected.
+        """
+        if self.state is None:
+            raise RuntimeError("a micro-batch came before its rollout was collected")
+        return self.state
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """The sampler answers with the present weights."""
+        """Syncs the present weights to the sampler."""
         self._sync()
 
     def on_test_start(self) -> None:
-        """The sampler answers with the present weights."""
+        """Syncs the present weights to the sampler."""
         self._sync()
 
     def on_predict_start(self) -> None:
-        """The sampler answers with the present weights."""
+        """Syncs the present weights to the sampler."""
         self._sync()
 
     def on_validation_end(self) -> None:
-        """No more answers before the next rollout."""
-        self.sampler.pause()
+        """Lets the sampler free its memory until the next rollout."""
+        self.sampler.sleep()
 
     def teardown(self, stage: str) -> None:
-        """Ends the sampler's engine."""
+        """Closes the sampler."""
         self.sampler.close()
 
     def _answer(self, batch: EvalBatch) -> list[Group]:
         sampling = batch.spec.sampling
-        return self.answerer.answer(
+        return self.generator.answer(
             batch.problems,
             [0] * len(batch.problems),
             EVALUATION,
             answers=sampling.answers,
-            max_new_tokens=batch.spec.max_new_tokens or self.rollout_spec.max_new_tokens,
+            max_new_tokens=batch.spec.max_new_tokens or self.rollout_config.max_new_tokens,
             temperature=sampling.temperature,
             template=batch.template,
             verifier=batch.verifier,
@@ -301,29 +276,24 @@ class ForkGRPOModule(LightningModule):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Inside a rollout its tensors, of all ranks, go into the checkpoint; at its end there is nothing to keep."""
-        rollout, visit = self._position
-        state = self._lesson.experience.state_dict() if visit else {}
-        checkpoint["forklight"] = {
-            "rollout": rollout,
-            "visit": visit,
-            "experience": self.ranks.gather(state),
-            "uids": self._uids if visit else {},
-        }
-        if self.reference is not None and self.loss.kl.refresh_every_rollouts:
+        """Saves the tensors of all ranks if the checkpoint lies inside a rollout; at a rollout's end there are none."""
+        rollout, done = self._position
+        mine = {"batch": self.current.batch.state_dict(), "tokens": self.current.tokens.state_dict()} if done else {}
+        checkpoint["forklight"] = {"rollout": rollout, "micro_batch": done, "ranks": self.ranks.gather(mine)}
+        if self.reference is not None and self.config.kl.refresh_every_rollouts:
             checkpoint["forklight"]["reference"] = self.reference.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes this rank's part of a rollout in progress."""
+        """Restores this rank's part of a rollout in progress."""
         saved = checkpoint["forklight"]
-        self._position = (saved["rollout"], saved["visit"])
-        if len(saved["experience"]) != self.ranks.size and saved["visit"]:
-            raise ValueError(
-                f"the checkpoint lies inside a rollout of {len(saved['experience'])} ranks and cannot go on with "
-                f"{self.ranks.size}; resume from one at a rollout boundary"
-            )
-        if saved["visit"]:
-            self._resumed = Experience(**saved["experience"][self.ranks.rank])
-            self._uids = saved["uids"]
+        self._position = (saved["rollout"], saved["micro_batch"])
+        if saved["micro_batch"]:
+            if len(saved["ranks"]) != self.ranks.size:
+                raise ValueError(
+                    f"the checkpoint lies inside a rollout of {len(saved['ranks'])} ranks and cannot go on with "
+                    f"{self.ranks.size}; resume from one at a rollout boundary"
+                )
+            mine = saved["ranks"][self.ranks.rank]
+            self._resumed = RolloutBatch(**mine["batch"]), TokenState(**mine["tokens"])
         if "reference" in saved and self.reference is not None:
             self.reference.load_state_dict(saved["reference"])

@@ -1,6 +1,6 @@
-"""The key `preset` of a `selection:`: a name that stands for all keys of the selection, where it is written.
+"""The key `preset` of a `selection:`: a name that stands for all keys of the selection.
 
-It exists while arguments and files are read, and nowhere after: what is parsed, kept and printed are the keys.
+It is replaced while arguments and files are read: parsed, saved and printed configs have the keys only.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
-from forklight.algo.spec import ForkSelection
+from forklight.algo.selection.spec import ForkSelection
 
 MODE = "forklight"
 """The parser mode of the command line: YAML as jsonargparse reads it, without presets."""
@@ -21,19 +21,19 @@ _OPTION = re.compile(r"(?P<selection>--\w[\w.]*\.selection)(?P<preset>\.preset)?
 
 
 def add_parser_mode() -> None:
-    """Makes `parser_mode=MODE` known to jsonargparse; again is no harm."""
+    """Registers `parser_mode=MODE` with jsonargparse; may be called more than once."""
     read = get_loader("yaml")
     set_loader(MODE, lambda text: expand(read(text)), exceptions=(yaml.YAMLError,))
 
 
 def expand(config: Any) -> Any:
-    """Puts the keys of the preset in place of every `preset` in a mapping under a key `selection`.
+    """Replaces every `preset` in a mapping under a key `selection` by the keys of that preset.
 
     Args:
-        config: of mappings, lists and values; not changed.
+        config: nested mappings, lists and values; not changed.
 
     Returns:
-        The same without presets; keys beside a `preset` have their own values.
+        The same without presets; keys next to a `preset` override it.
 
     Raises:
         ValueError: there is no preset of that name.
@@ -46,10 +46,10 @@ def expand(config: Any) -> Any:
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
-    """Puts the keys of the preset in place of it, in `--X.selection.preset NAME` and `--X.selection '{preset: NAME}'`.
+    """Replaces presets by their keys in `--X.selection.preset NAME` and `--X.selection '{preset: NAME}'`.
 
     Args:
-        arguments: of a command line; `--key value` and `--key=value` are alike.
+        arguments: of a command line; `--key value` and `--key=value` are both read.
 
     Returns:
         The arguments in their order, so that keys after a preset override it, and a preset overrides keys before it.
@@ -74,7 +74,7 @@ def _expanded(arguments: Iterator[str]) -> Iterator[str]:
 
 
 def _inline(text: str) -> str:
-    """The text of a selection without preset; what is no YAML is left to the parser, which says so."""
+    """The text of a selection without its preset; text that is no YAML is left to the parser, which refuses it."""
     try:
         selection = get_loader("yaml")(text)
     except yaml.YAMLError:
@@ -87,7 +87,7 @@ def _resolved(selection: Any) -> Any:
         return expand(selection)
     beside = {key: value for key, value in selection.items() if key != "preset"}
     preset = asdict(ForkSelection.preset(str(selection["preset"])))
-    return {**preset, "terms": list(preset["terms"]), **beside}  # as a file has it
+    return {**preset, "masked_terms": list(preset["masked_terms"]), **beside}  # as a file has it
 
 
 def _has_preset(selection: Any) -> bool:

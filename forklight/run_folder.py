@@ -33,7 +33,7 @@ MAY_CHANGE = (
     "data.init_args.eval_every_rollouts",
     "data.init_args.eval_batch_size",
 )
-"""Settings that a resumed run may change: how long, and what is watched and saved; none changes what is learnt."""
+"""Settings that a resumed run may change: its length, logging, evaluation, saving; none changes what is learnt."""
 
 _VERB_FOLDER = re.compile(r"(validate|test|predict)-\d+")
 
@@ -59,21 +59,21 @@ class RunFolder:
 
     @property
     def is_empty(self) -> bool:
-        """True if there is no run to lose; what `validate`, `test` and `predict` left is none."""
+        """True if the folder holds no run; output of `validate`, `test` and `predict` is none."""
         if self.root.exists() and not self.root.is_dir():
             raise RunFolderError(f"--run_dir {self.root} is a file")
         return not self.root.exists() or all(_VERB_FOLDER.fullmatch(path.name) for path in self.root.iterdir())
 
     def resume_point(self, ckpt_path: str | None, config: dict[str, Any]) -> Path | None:
-        """The checkpoint to go on from, or None for a fresh start.
+        """The checkpoint to resume from, or None for a fresh start.
 
         Args:
             ckpt_path: `last`, `best`, a file, or None.
-            config: what this start would run with.
+            config: the config of this start.
 
         Raises:
-            RunFolderError: the folder holds a run and no checkpoint was asked for, or no intact one is there, or the
-                run has another config.
+            RunFolderError: the folder holds a run and no checkpoint was asked for, there is no intact one, or the run
+                has another config.
         """
         if ckpt_path not in (None, "last"):
             assert ckpt_path is not None
@@ -110,7 +110,7 @@ class RunFolder:
         return None
 
     def _path(self, ckpt_path: str) -> Path:
-        """Where to look; a kill right after a run's first checkpoint leaves that one, and no link to it yet."""
+        """The path to look at; a run killed right after its first checkpoint has that file, but no link to it yet."""
         if ckpt_path == "best":
             return self.checkpoints / "best.ckpt"
         if ckpt_path != "last":
@@ -119,7 +119,7 @@ class RunFolder:
         return files[0] if len(files) == 1 and not os.path.lexists(link) else link
 
     def keep_config(self, config: dict[str, Any]) -> None:
-        """Writes the config of this start beside those of earlier ones."""
+        """Writes the config of this start next to those of earlier ones."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / f"config-{self._next('config-*.yaml')}.yaml").open("x") as file:
             yaml.safe_dump(config, file, sort_keys=False)
@@ -168,5 +168,5 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_intact(path: Path) -> bool:
-    """True for a complete file of `torch.save`: a zip archive whose directory, written last, is there."""
+    """True for a complete file of `torch.save`: a zip archive that has its directory, which is written last."""
     return path.is_dir() or (path.is_file() and os.path.getsize(path) > 0 and zipfile.is_zipfile(path))

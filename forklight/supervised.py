@@ -1,4 +1,4 @@
-"""The cold start: next-token training on worked answers, which makes the policy that RL begins with."""
+"""The cold start: next-token training on worked answers, which makes the policy that RL starts from."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -7,8 +7,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from forklight.algo.types import Chunk, TokenStats
-from forklight.data.visits import NOMINAL_LENGTH, PositionedLoader
+from forklight.algo.batch import MicroBatch, TokenStats
+from forklight.data.stream import NOMINAL_LENGTH, PositionedLoader
+from forklight.models.heads import differentiable_stats
 from forklight.models.loading import PolicyConfig, load_tokenizer
 from forklight.models.policy import Policy
 
@@ -22,11 +23,11 @@ class Examples(Protocol):
 
 
 class SupervisedModule(LightningModule):
-    """Cross entropy on the tokens of worked answers and the EOS after them, a mean over the batch's tokens.
+    """Cross entropy on the tokens of worked answers and the EOS after them, averaged over the batch's tokens.
 
     Args:
-        examples: where the worked answers come from.
-        policy: the model; `random_init: true` draws its weights.
+        examples: the source of worked answers.
+        policy: the model; `random_init: true` starts from random weights.
         batch_size: examples per update and rank.
         optimizer: made for the policy's parameters.
         lr_scheduler: stepped after every update; constant if not given.
@@ -77,26 +78,25 @@ class SupervisedModule(LightningModule):
 
     def training_step(self, batch: "ExampleBatch", batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the answer tokens."""
-        stats = self.policy(batch.chunk(self.device), 1.0)
-        assert isinstance(stats, TokenStats)
+        stats: TokenStats = self.policy(batch.micro_batch(self.device), differentiable_stats)
         loss = -stats.logp.mean()
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/entropy", stats.entropy.mean())
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the position."""
+        """Saves the position in the examples."""
         checkpoint["forklight"] = {"batches_done": self.batches_done}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on at the saved position."""
+        """Restores the saved position."""
         self.batches_done = checkpoint["forklight"]["batches_done"]
 
 
 class ExampleBatch:
     """Token ids of prompts and answers, ragged.
 
-    A plain class: Lightning would visit every number of a tuple of lists when it moves a batch.
+    A plain class: Lightning would go through every number of a tuple of lists when it moves a batch.
 
     Args:
         prompts: one list per example.
@@ -108,15 +108,15 @@ class ExampleBatch:
         self.answers = answers
 
     def to(self, device: Any) -> "ExampleBatch":
-        """Itself: `chunk` makes the tensors."""
+        """Itself: `micro_batch` makes the tensors."""
         return self
 
-    def chunk(self, device: torch.device) -> Chunk:
+    def micro_batch(self, device: torch.device) -> MicroBatch:
         """The same as right-padded tensors."""
         sequences = [torch.tensor(p + a) for p, a in zip(self.prompts, self.answers, strict=True)]
         input_ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
         answer_length = torch.tensor([len(answer) for answer in self.answers])
-        return Chunk(
+        return MicroBatch(
             input_ids.to(device),
             torch.tensor([len(prompt) for prompt in self.prompts], device=device),
             (torch.arange(int(answer_length.max())) < answer_length[:, None]).to(device),

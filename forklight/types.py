@@ -1,4 +1,4 @@
-"""The values every part of forklight passes on. Free of torch: the verifier's worker processes import it too."""
+"""The values that all parts of forklight share. Free of torch: the verifier's worker processes import it too."""
 
 import hashlib
 from array import array
@@ -48,16 +48,16 @@ class Completion:
     truncated: bool
     """True if the length limit came before an EOS."""
     logp: "array[float] | None" = field(default=None, repr=False, compare=False)
-    """Log-probability of each token, as the sampler drew it; None if it did not tell. Its last digits depend on the
-    sampler's batch, so two answers of the same tokens are equal whatever it is."""
+    """The sampler's log-probability of each token; None if it reports none. Its last digits depend on the sampler's
+    batch, so comparisons of answers ignore it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verifier says of one answer."""
+    """A verifier's judgement of one answer."""
 
     outcome: Outcome
-    """`unjudged`: the verifier could not tell (time or memory limit); it earns no reward and is counted."""
+    """`unjudged`: the verifier could not decide (time or memory limit); the answer gets no reward and is counted."""
     reason: str
     """One short phrase for logs and `samples.jsonl`."""
     extracted: str | None = None
@@ -65,9 +65,9 @@ class Verdict:
     seconds: float = 0.0
     """Wall time of the judgement."""
     score: float | None = None
-    """What the answer earns, where right and wrong do not say it all; None: 1 if right, else 0."""
+    """The reward, if right and wrong do not determine it; None: 1 if right, else 0."""
     parts: tuple[tuple[str, float], ...] = ()
-    """What each part of a composed reward gave, by name."""
+    """The reward from each part of a composed verifier, by name."""
 
     @property
     def right(self) -> bool:
@@ -76,7 +76,7 @@ class Verdict:
 
     @property
     def reward(self) -> float:
-        """What the answer earns, before shaping; nothing if it could not be judged."""
+        """The reward before shaping; 0 if the answer could not be judged."""
         if self.outcome == "unjudged":
             return 0.0
         return float(self.right) if self.score is None else self.score

@@ -1,6 +1,6 @@
 """Advantages: how much better an answer is than the other answers to the same problem.
 
-All functions take the rewards of a whole rollout, over all ranks: some of them divide by a spread over the batch.
+All functions take all rewards of a rollout, over all ranks: some divide by a standard deviation over the batch.
 Standard deviations are *sample* standard deviations (divisor n - 1), as in verl and TRL; the papers do not say.
 """
 
@@ -14,7 +14,7 @@ AdvantageName = Literal["grpo", "dr_grpo", "batch_std", "rloo", "reinforce_pp", 
 
 @runtime_checkable
 class Advantage(Protocol):
-    """Advantages of one's own. Each rank calls it with the same arguments and must get the same result."""
+    """A user-defined estimator. Each rank calls it with the same arguments and must get the same result."""
 
     def advantages(self, rewards: Tensor, values: Tensor | None = None) -> Tensor:
         """Advantages of all answers.
@@ -24,19 +24,19 @@ class Advantage(Protocol):
             values: [P,G], a critic's estimates of the rewards; None without a critic.
 
         Returns:
-            Floating point [P,G], finite. An answer whose whole group is exactly zero does not contribute.
+            Floating point [P,G], finite. A group whose advantages are all exactly zero does not contribute.
         """
 
 
 def estimate_advantages(kind: AdvantageName | Advantage, rewards: Tensor, values: Tensor | None = None) -> Tensor:
-    """Advantages by name, or by an object of one's own.
+    """Advantages by name, or by a user-defined estimator.
 
     Args:
         kind: `grpo` and `dr_grpo` (`group_advantages` with scale `std` and `none`), `batch_std`
             (`batch_std_advantages`), `rloo` (`rloo_advantages`), `reinforce_pp` and `reinforce_pp_baseline`
             (`reinforce_pp_advantages`), or an `Advantage`.
         rewards: [P,G], floating point, one row per problem, over all ranks.
-        values: [P,G], a critic's estimates, which only an `Advantage` of one's own reads; None without a critic.
+        values: [P,G], a critic's estimates, which only an `Advantage` reads; None without a critic.
 
     Returns:
         [P,G], dtype of `rewards`, detached.
@@ -44,7 +44,7 @@ def estimate_advantages(kind: AdvantageName | Advantage, rewards: Tensor, values
     Raises:
         TypeError: rewards, or what the `Advantage` returned, are not floating point.
         ValueError: rewards are not [P,G] with G >= 2, or a reward is NaN or infinite; there is no estimator of that
-            name; values are given that nothing reads, or do not have the shape of the rewards; or what the `Advantage`
+            name; values are given but not read, or do not have the shape of the rewards; or what the `Advantage`
             returned is not [P,G] or not finite.
     """
     if not isinstance(kind, str) and isinstance(kind, Advantage):
@@ -74,7 +74,7 @@ def group_advantages(rewards: Tensor, *, scale: Literal["std", "none"] = "std", 
         eps: added to the standard deviation.
 
     Returns:
-        [P,G], dtype of `rewards`. A group of equal rewards is exactly zero, also where the mean rounds.
+        [P,G], dtype of `rewards`. A group of equal rewards is exactly zero, even if its mean is rounded.
 
     Raises:
         TypeError: rewards are not floating point.
@@ -92,10 +92,10 @@ def group_advantages(rewards: Tensor, *, scale: Literal["std", "none"] = "std", 
 
 
 def batch_std_advantages(rewards: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """Group mean, spread of the batch: Lite PPO, arXiv 2508.08221.
+    """Mean of the group, standard deviation of the batch: Lite PPO, arXiv 2508.08221.
 
-    `A_i = (r_i - mean(r of the group)) / (std(all P*G rewards) + eps)`. The spread is that of the rewards themselves,
-    so that it also holds the differences between problems: compare `reinforce_pp_advantages` with a baseline.
+    `A_i = (r_i - mean(r of the group)) / (std(all P*G rewards) + eps)`. The standard deviation is that of the rewards
+    themselves, so it includes differences between problems, unlike `reinforce_pp_advantages` with a baseline.
 
     Args:
         rewards: [P,G], floating point, one row per problem, over all ranks.
@@ -137,8 +137,8 @@ def reinforce_pp_advantages(rewards: Tensor, *, baseline: bool, eps: float = 1e-
 
     Without baseline `A_i = (r_i - mean(r)) / (std(r) + eps)` over all P*G rewards. With baseline the same is done to
     `r_i - mean(r of the group)`; the mean of these over the batch is zero and is not subtracted, as its rounding error
-    would move groups of equal rewards off zero. Mean and spread are over answers; verl and OpenRLHF take them over
-    answer tokens, so that long answers weigh more. The KL penalty in the reward is no part of this function.
+    would move groups of equal rewards off zero. Mean and standard deviation are over answers; verl and OpenRLHF take
+    them over answer tokens, so that long answers weigh more. The KL penalty in the reward is no part of this function.
 
     Args:
         rewards: [P,G], floating point, one row per problem, over all ranks.
@@ -147,7 +147,7 @@ def reinforce_pp_advantages(rewards: Tensor, *, baseline: bool, eps: float = 1e-
 
     Returns:
         [P,G], dtype of `rewards`. With baseline, a group of equal rewards is exactly zero. Without, such a group has an
-        advantage as soon as other groups fare better or worse, and only a batch of equal rewards is exactly zero.
+        advantage if other groups have other rewards, and only a batch of equal rewards is exactly zero.
 
     Raises:
         TypeError: rewards are not floating point.
@@ -174,7 +174,7 @@ def _own_advantages(own: Advantage, rewards: Tensor, values: Tensor | None) -> T
 
 
 def _group_centred(rewards: Tensor) -> Tensor:
-    # the mean of equal numbers may round, and must not leave an advantage
+    # the mean of equal numbers may be rounded, which must not create an advantage
     all_equal = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
     return torch.where(all_equal, 0.0, rewards - rewards.mean(dim=1, keepdim=True))
 

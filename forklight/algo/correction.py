@@ -1,13 +1,13 @@
-"""Sampler and trainer disagree on log-probabilities: weights that correct for it, and measures of how much.
+"""The mismatch of log-probabilities between sampler and trainer: weights that correct it, and metrics of it.
 
 The same weights give slightly different probabilities in the sampler (other kernels, other precision), so that tokens
-are drawn from `mu` while gradients are taken of `pi`. Importance weights `pi / mu` correct for this; all methods bound
-them. The caller multiplies the policy loss of every token by its weight; denominators stay as they are.
+are sampled from `mu` while the trained policy is `pi`. Importance weights `pi / mu` correct this; all methods bound
+them. The caller multiplies the policy loss of every token by its weight; denominators do not change.
 
 Sources. Truncated importance sampling (TIS): Yao et al. 2025, https://fengyao.notion.site/off-policy-rl. Two-sided mask
 (IcePop, also MIS): arXiv 2510.18855. Sequence level (Liu et al. 2025, When Speed Kills Stability): a token's own ratio
-ignores that the tokens before it were drawn from `mu` too, so only the product over the answer is unbiased before it is
-bounded; its spread grows with the length.
+ignores that the tokens before it were sampled from `mu` too, so only the product over the answer is unbiased before it
+is bounded; its variance grows with the length.
 """
 
 from dataclasses import dataclass
@@ -17,25 +17,26 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from forklight.algo.losses import MAX_LOG_RATIO
+from forklight.algo.batch import Metrics
+from forklight.algo.ratios import MAX_LOG_RATIO, k3
 from forklight.algo.rows import row_sums
 
 Method = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 @dataclass(frozen=True)
-class Correction:
+class CorrectionConfig:
     """Importance weights against the mismatch between sampler and trainer."""
 
     method: Method = "none"
     """`none`: no weights; `token_truncate`: each token's ratio trainer / sampler, at most `high` (TIS); `token_mask`:
     that ratio, 0 outside [low, high] (IcePop); `sequence_truncate` and `sequence_mask`: the same with the product of
-    the answer's ratios, one weight for all its tokens. They weigh the whole policy term, penalties that are part of
-    the objective included; `kl` and the entropy bonus are not weighed."""
+    the answer's ratios, one weight for all its tokens. They weight the full policy term, penalties that are part of
+    the objective included, but not `kl` and the entropy bonus."""
     low: float = 0.5
-    """Smallest ratio that is not masked, in [0, 1]; only the two masks read it, and 0 leaves them without this side."""
+    """Smallest ratio that is not masked, in [0, 1]; only the two masks read it, and 0 switches this bound off."""
     high: float = 2.0
-    """Bound on the ratio, at least 1: truncation cuts larger ratios to it, a mask drops them."""
+    """Bound on the ratio, at least 1: truncation clamps larger ratios to it, a mask drops them."""
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -46,16 +47,16 @@ class Correction:
             raise ValueError(f"model.correction.high must be a finite number >= 1, got {self.high}")
 
 
-def correction_weights(logp: Tensor, sampler_logp: Tensor, row: Tensor, rows: int, spec: Correction) -> Tensor:
+def correction_weights(logp: Tensor, sampler_logp: Tensor, row: Tensor, rows: int, spec: CorrectionConfig) -> Tensor:
     """Weights of the policy loss of every token.
 
     With `r_t = exp(logp - sampler_logp)` a token's weight is `min(r_t, high)` (token_truncate), `r_t` inside
     [low, high] and else 0 (token_mask), or the same of the product of all `r_t` of its answer (sequence_truncate,
-    sequence_mask). A NaN comes through, it is never masked away.
+    sequence_mask). A NaN is passed through, never masked.
 
     Args:
         logp: [N], log-probabilities of the trainer under the policy that sampled.
-        sampler_logp: [N], the log-probabilities that the sampler drew the tokens with.
+        sampler_logp: [N], the sampler's log-probabilities.
         row: int64 [N], number of the token's answer, 0 .. rows-1; all tokens of an answer must be present.
         rows: number of answers.
         spec: method and bounds.
@@ -78,7 +79,7 @@ def correction_weights(logp: Tensor, sampler_logp: Tensor, row: Tensor, rows: in
     log_ratio = logp.detach().double() - sampler_logp.detach().double()
     if spec.method in ("sequence_truncate", "sequence_mask"):
         log_ratio = row_sums(log_ratio, row, rows)[row]
-    # cut above the bound, where the exact value no longer matters: exp() of a long answer's sum would overflow
+    # clamped above the bound, where the exact value does not matter: exp() of a long answer's sum would overflow
     ratio = log_ratio.clamp(max=log(spec.high) + 1).exp()
     if spec.method in ("token_truncate", "sequence_truncate"):
         weights = ratio.clamp(max=spec.high)
@@ -87,21 +88,20 @@ def correction_weights(logp: Tensor, sampler_logp: Tensor, row: Tensor, rows: in
     return weights.to(logp.dtype)
 
 
-def mismatch_metrics(logp: Tensor, sampler_logp: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """How far sampler and trainer are apart, over the tokens of the mask and before any correction.
+def mismatch_metrics(logp: Tensor, sampler_logp: Tensor, mask: Tensor) -> Metrics:
+    """Metrics of the mismatch between sampler and trainer, over the tokens of the mask and before any correction.
 
     Args:
         logp: [N] or [S,T], log-probabilities of the trainer under the policy that sampled.
-        sampler_logp: like `logp`, the log-probabilities that the sampler drew the tokens with.
+        sampler_logp: like `logp`, the sampler's log-probabilities.
         mask: bool, like `logp`, the tokens that count; other tokens may hold anything.
 
     Returns:
-        Detached float64 scalars, of `w = exp(logp - sampler_logp)`, with log-ratios cut at `MAX_LOG_RATIO`, and of
-        `d = abs(logp - sampler_logp)`, in nats and never cut. These add up over micro-batches and ranks: `tokens`,
-        `weight_sum`, `weight_square_sum` (the effective share of the tokens is
-        `weight_sum^2 / weight_square_sum / tokens`), `kl_sum` (the k3 estimate `w - 1 - log w` of
-        KL(sampler || trainer), in nats, never negative) and `diff_sum` (of d). `ratio_max` and `diff_max`, the largest
-        w and d (0 for an empty mask), combine by maximum.
+        Of `w = exp(logp - sampler_logp)`, with log-ratios clamped to `MAX_LOG_RATIO`, and of
+        `d = abs(logp - sampler_logp)`, in nats, not clamped, the sums `tokens`, `weight_sum`, `weight_square_sum` (the
+        effective share of the tokens is `weight_sum^2 / weight_square_sum / tokens`), `kl_sum` (the k3 estimate
+        `w - 1 - log w` of KL(sampler || trainer), in nats, never negative) and `diff_sum` (of d), and the maxima
+        `ratio` and `diff`, the largest w and d (0 for an empty mask).
 
     Raises:
         TypeError: the mask is not bool.
@@ -116,16 +116,14 @@ def mismatch_metrics(logp: Tensor, sampler_logp: Tensor, mask: Tensor) -> dict[s
     difference = log_ratio.abs()
     log_ratio = log_ratio.clamp(max=MAX_LOG_RATIO)
     weight = torch.where(mask, log_ratio.exp(), 0.0)
-    return {
+    sums = {
         "tokens": mask.sum(dtype=torch.float64),
         "weight_sum": weight.sum(),
         "weight_square_sum": weight.square().sum(),
-        # expm1: near equal the plain formula is a difference of numbers close to 1
-        "kl_sum": (torch.expm1(log_ratio) - log_ratio).sum(),
+        "kl_sum": k3(log_ratio).sum(),
         "diff_sum": difference.sum(),
-        "ratio_max": _largest(weight),
-        "diff_max": _largest(difference),
     }
+    return Metrics(sums, {"ratio": _largest(weight), "diff": _largest(difference)})
 
 
 def _largest(values: Tensor) -> Tensor:

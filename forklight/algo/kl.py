@@ -1,4 +1,4 @@
-"""Estimates of the KL divergence to a reference model, and what a run does with them."""
+"""Estimates of the KL divergence to a reference model, and how a run uses them."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -7,22 +7,22 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from forklight.algo.losses import MAX_LOG_RATIO, check_tokens
+from forklight.algo.ratios import MAX_LOG_RATIO, check_tokens, k3
 
 Estimator = Literal["k1", "k2", "k3"]
 Placement = Literal["loss", "reward"]
 
 
 @dataclass(frozen=True)
-class KLTerm:
-    """How far the policy may go from a reference model: coef * KL(policy || reference)."""
+class KLConfig:
+    """The KL term, which keeps the policy near a reference model: coef * KL(policy || reference)."""
 
     coef: float = 0.0
-    """Weight of the divergence; at 0 there is none, and no reference model is loaded for it."""
+    """Weight of the KL term; 0 switches it off, and no reference model is loaded for it."""
     estimator: Estimator = "k3"
     """Estimate of a token's KL, with d = log reference - log policy: `k1` -d, `k2` d^2 / 2, `k3` exp(d) - d - 1. In the
-    loss the mean gradient of k1 is 0, that of k2 is the gradient of KL(policy || reference), that of k3 the one of
-    KL(reference || policy)."""
+    loss the mean gradient of k1 is 0, that of k2 is the gradient of KL(policy || reference), that of k3 is the gradient
+    of KL(reference || policy)."""
     placement: Placement = "loss"
     """`loss`: a term of the loss; `reward`: coef * the sum of the estimate over an answer's tokens, under the policy
     that sampled it, is subtracted from the answer's reward before advantages."""
@@ -47,10 +47,10 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, mask: Tensor, estimator: Estimat
     `k3 = exp(d) - d - 1`, which is arXiv 2402.03300, Eq. 4. For tokens sampled from the policy k1 and k3 are unbiased;
     k2 and k3 are never negative.
 
-    What each does as a term of a loss, for tokens sampled from the policy, is another matter: the gradient of k1 is
-    that of logp, whose mean is 0, so it adds noise alone; the gradient of k2 is `-d` times that of logp, whose mean is
-    the gradient of KL(policy || reference): the right one on-policy; the gradient of k3 is `1 - exp(d)` times that of
-    logp, whose mean is the gradient of the other direction, KL(reference || policy).
+    As terms of a loss, for tokens sampled from the policy, they differ: the gradient of k1 is that of logp, whose mean
+    is 0, so it only adds noise; the gradient of k2 is `-d` times that of logp, whose mean is the gradient of
+    KL(policy || reference), the right one on-policy; the gradient of k3 is `1 - exp(d)` times that of logp, whose mean
+    is the gradient of the other direction, KL(reference || policy).
 
     Args:
         logp: [N], log-probabilities under the policy being trained.
@@ -73,7 +73,5 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, mask: Tensor, estimator: Estimat
         case "k2":
             return difference.square() / 2
         case "k3":
-            difference = difference.clamp(max=MAX_LOG_RATIO)
-            # expm1: near d = 0 the plain formula is a difference of numbers close to 1
-            return torch.expm1(difference) - difference
+            return k3(difference.clamp(max=MAX_LOG_RATIO))
     raise ValueError(f"the estimator must be one of {get_args(Estimator)}, got {estimator!r}")

@@ -1,9 +1,9 @@
 """Counter-based noise: a number that depends on its keys alone.
 
 A stateful generator gives a token another number as soon as the batch, the rank or the order changes. Here the number
-of a token is a hash of what the token *is* (run seed, rollout, problem, answer, position, ...), so it is the same on
+of a token is a hash of its identity (run seed, rollout, problem, answer, position, ...), so it is the same on
 every machine, in every batch and after every resume. The hash is SplitMix64 (Steele, Lea and Flood, "Fast splittable
-pseudorandom number generators", OOPSLA 2014): a key picks one output of the stream that the keys before it started.
+pseudorandom number generators", OOPSLA 2014): each key selects one output of the stream seeded by the keys before it.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ _MULTIPLIER_2 = 0x94D049BB133111EB
 def hash_bits(*keys: Tensor | int) -> Tensor:
     """Hashes integer keys to 64 bits.
 
-    With one key `k` this is output number `k` (from 0) of SplitMix64 seeded with 0; every further key reads the stream
-    seeded with the hash so far. For fixed other keys, distinct last keys never collide.
+    With one key `k` this is output number `k` (from 0) of SplitMix64 seeded with 0; every further key selects an output
+    of the stream seeded with the hash so far. For fixed other keys, distinct last keys never collide.
 
     Args:
         *keys: at least one. int64 tensors of any shapes that broadcast, or Python ints (taken modulo 2**64). The order
@@ -72,7 +72,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    # torch shifts int64 arithmetically: the copies of the sign bit are cut off again
+    # torch shifts int64 arithmetically: the copies of the sign bit are masked out
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -1,13 +1,11 @@
-"""`forklight compare RUN_A RUN_B`: two checkpoints on the same problems."""
+"""Compares two checkpoints on the same problems, from the files that their evaluations wrote."""
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from forklight.metrics import Paired, paired_difference
 
@@ -42,50 +40,43 @@ class _Side:
     golds: dict[str, str]
 
 
-def compare(
-    run_a: str,
-    run_b: str,
+def compare_runs(
+    run_a: Path,
+    run_b: Path,
     name: str | None = None,
     step_a: int | None = None,
     step_b: int | None = None,
     confidence: float = 0.95,
     resamples: int = 10_000,
-    json_line: bool = False,
-) -> None:
-    """Compares the scores of two checkpoints, problem by problem, with a bootstrap interval of the difference.
+) -> list[Comparison]:
+    """Every set that both sides have answered.
 
     Args:
-        run_a: Run folder, a `validate-N`, `test-N` or `predict-N` inside of one, or a file such as `samples.jsonl`.
-        run_b: The same for the other side; may be the same run at another step.
-        name: Evaluation set to compare; all that both have if not given.
-        step_a: Evaluation of A, by the number of updates; the last one of each set if not given.
-        step_b: Evaluation of B.
-        confidence: Of the interval.
+        run_a: Folder of a run or of an evaluation, or a file of answers.
+        run_b: The same for the other side.
+        name: The one set to compare; all if None.
+        step_a: Updates done at the evaluation of A; the last one of each set if None.
+        step_b: Updates done at the evaluation of B.
+        confidence: Of the bootstrap interval.
         resamples: Of the bootstrap over problems.
-        json_line: Print one JSON line instead of a table.
 
     Raises:
-        FileNotFoundError: There are no answers at one of the places.
-        ValueError: Nothing can be compared, or the two do not have the same golds.
+        FileNotFoundError: There are no answers at one of the paths.
+        ValueError: The two have no common problems, or not the same golds.
     """
-    sides = read_answers(run_a, step_a), read_answers(run_b, step_b)
-    common = [each for each in sides[0] if each in sides[1] and name in (None, each)]
+    a, b = read_answers(run_a, step_a), read_answers(run_b, step_b)
+    common = [each for each in a if each in b and name in (None, each)]
     if not common:
-        there = " and ".join(", ".join(side) or "none" for side in sides)
-        raise ValueError(f"there is no set {name or ''} that both have; A and B have {there}")
-    a, b = sides
-    found = [compare_set(each, a[each], b[each], confidence, resamples) for each in common]
-    if json_line:
-        print(json.dumps({item.name: asdict(item) | {"difference": item.difference._asdict()} for item in found}))
-    else:
-        Console().print(comparison_table(found, confidence))
+        names = " and ".join(", ".join(side) or "none" for side in (a, b))
+        raise ValueError(f"there is no set {name or ''} that both have; A and B have {names}")
+    return [compare_set(each, a[each], b[each], confidence, resamples) for each in common]
 
 
-def compare_set(name: str, a: "_Side", b: "_Side", confidence: float, resamples: int) -> Comparison:
-    """One set.
+def compare_set(name: str, a: _Side, b: _Side, confidence: float, resamples: int) -> Comparison:
+    """Compares one set.
 
     Raises:
-        ValueError: No problem is on both sides, or one has another gold there.
+        ValueError: The sides have no common problem, or different golds for one.
     """
     uids = sorted(a.right.keys() & b.right.keys())
     if not uids:
@@ -109,18 +100,18 @@ def compare_set(name: str, a: "_Side", b: "_Side", confidence: float, resamples:
     )
 
 
-def read_answers(run: str, step: int | None) -> dict[str, "_Side"]:
-    """What one evaluation says of each answer, by set.
+def read_answers(run: Path, step: int | None) -> dict[str, _Side]:
+    """The verdicts of one evaluation on its answers, by set.
 
     Args:
         run: folder or file.
         step: updates done; the last evaluation of each set if None.
 
     Raises:
-        FileNotFoundError: no answers are there.
+        FileNotFoundError: there is no file of answers.
         ValueError: the file is malformed, or has no evaluation at this step.
     """
-    path = _answers_file(Path(run))
+    path = _answers_file(run)
     right: dict[tuple[str, int], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     golds: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
     with path.open() as file:
@@ -137,39 +128,12 @@ def read_answers(run: str, step: int | None) -> dict[str, "_Side"]:
         if step in (None, done):
             steps[name] = max(done, steps.get(name, done))
     if not steps:
-        there = sorted({done for _, done in right})
-        raise ValueError(f"{path} has no evaluation after {step} updates; there are {there}")
+        found = sorted({done for _, done in right})
+        raise ValueError(f"{path} has no evaluation after {step} updates; there are {found}")
     return {name: _Side(done, right[name, done], golds[name, done]) for name, done in steps.items()}
 
 
-def comparison_table(found: list[Comparison], confidence: float) -> Table:
-    """A row per set: scores in per cent, differences in points; below it what was compared."""
-    table = Table(caption="\n".join(map(_caption, found)), caption_justify="left")
-    for heading in ("set", "problems", "A", "B", "B - A", f"{confidence:.0%} interval", "B ahead"):
-        table.add_column(heading, justify="left" if heading == "set" else "right", no_wrap=True)
-    for item in found:
-        gain = item.difference
-        table.add_row(
-            item.name,
-            str(item.problems),
-            *(f"{100 * score:.1f} %" for score in item.scores),
-            f"{100 * gain.difference:+.1f}",
-            f"{100 * gain.low:+.1f} .. {100 * gain.high:+.1f}",
-            f"{100 * gain.b_ahead:.1f} %",
-        )
-    return table
-
-
-def _caption(item: Comparison) -> str:
-    sides = (
-        f"{name} {answers:g} answers after {step} updates"
-        for name, answers, step in zip("AB", item.answers, item.steps, strict=True)
-    )
-    alone = f"; {item.left_out} problems that only one has" if item.left_out else ""
-    return f"{item.name}: {', '.join(sides)}{alone}"
-
-
-def _answers(side: "_Side", uids: list[str]) -> float:
+def _answers(side: _Side, uids: list[str]) -> float:
     return sum(len(side.right[uid]) for uid in uids) / len(uids)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly: when they are written, how, and the state Lightning leaves out."""
+"""Checkpoints for bit-exact resume: when and how they are written, and the state that Lightning leaves out."""
 
 import os
 import random
@@ -15,11 +15,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
 from forklight.data.datamodule import MathDataModule
-from forklight.rollout.ranks import Ranks
+from forklight.distributed import Ranks
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs to disk, then renames: a kill at any moment leaves the old file or the new one.
+    """Writes next to the target, syncs to disk, then renames: a kill at any moment leaves the old or the new file.
 
     Lightning writes to the temporary folder and moves; across file systems that is a copy, which a kill cuts short.
     """
@@ -50,7 +50,7 @@ class RunCheckpoint(Checkpoint):
             carries the rollout's tensors.
         keep: checkpoints kept, the newest ones; -1 keeps all.
         best: name of a score, such as `val/aime24/avg@16`. Whenever an evaluation after the first update raises it, a
-            checkpoint is written and kept, and the link `best.ckpt` leads to it.
+            checkpoint is written and kept, and the link `best.ckpt` points to it.
     """
 
     def __init__(
@@ -76,20 +76,20 @@ class RunCheckpoint(Checkpoint):
         self._pending = False
         self._saved_at = -1
         self._signal: int | None = None
-        self._highest: tuple[float, int] | None = None  # the best score so far, and the update after which it was met
+        self._highest: tuple[float, int] | None = None  # the best score so far, and the update that reached it
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far and where it was met."""
+        """The best score so far and the update that reached it."""
         return {"best": self.best, "highest": None if self._highest is None else list(self._highest)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back, unless another score is asked for now."""
+        """Restores it, unless `best` names another score now."""
         if state_dict["best"] == self.best and state_dict["highest"] is not None:
             score, update = state_dict["highest"]
             self._highest = float(score), int(update)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over SIGTERM, which Lightning would answer inside an accumulation; removes what a kill left."""
+        """Handles SIGTERM, to which Lightning would react inside an accumulation; removes files of a killed save."""
         self._saved_at = trainer.global_step
         if self.folder is not None and trainer.is_global_zero:
             for half_written in self.folder.glob(".*.tmp"):
@@ -104,17 +104,17 @@ class RunCheckpoint(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Rewrites Lightning's batch counters if the number of micro-batches has changed.
 
-        They count micro-batches, and whether an optimiser step or an evaluation is due is read off them: left as they
-        are, Lightning would step in the middle of an update.
+        They count micro-batches, and decide whether an optimiser step or an evaluation is due: unchanged, Lightning
+        would step in the middle of an update.
 
         Raises:
-            ValueError: it has changed, and there is no `MathDataModule` whose rollouts stay the same.
+            ValueError: it has changed, and the data is no `MathDataModule`, whose rollouts do not depend on it.
         """
         if trainer.state.fn != TrainerFn.FITTING:
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         data, done = getattr(trainer, "datamodule", None), progress["current"]["ready"]
-        if isinstance(data, MathDataModule):  # its state comes first
+        if isinstance(data, MathDataModule):  # its state has been loaded before
             for counters in (progress["current"], progress["total"]):
                 counters.update({name: count + data.position - done for name, count in counters.items()})
         elif done != checkpoint["global_step"] * trainer.accumulate_grad_batches:
@@ -126,7 +126,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves after an update if one is due, or leaves that to the end of the evaluation that comes first."""
+        """Saves after an update if a checkpoint is due, or defers it to the end of the evaluation that comes first."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         stopping = Ranks().any(self._signal is not None)
@@ -141,7 +141,7 @@ class RunCheckpoint(Checkpoint):
             self._leave_if_stopping(stopping)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what waited for the evaluation, and what is the best so far.
+        """Writes the checkpoint that was deferred until after the evaluation, and a new best one.
 
         Raises:
             ValueError: there is no score of the name `checkpoint.best`.
@@ -159,10 +159,10 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _is_raised(self, trainer: Trainer, best: str) -> bool:
-        """Whether the evaluation that ends here raised the score; one before the first update only has to have it."""
+        """Whether the evaluation that ends here raised the score; before the first update the score must only exist."""
         if best not in trainer.callback_metrics:
-            there = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
-            raise ValueError(f"checkpoint.best = {best}: there is no such score; there are {there or 'none'}")
+            names = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            raise ValueError(f"checkpoint.best = {best}: there is no such score; there are {names or 'none'}")
         score = float(trainer.callback_metrics[best])
         if trainer.global_step == 0 or (self._highest is not None and score <= self._highest[0]):
             return False
@@ -190,7 +190,7 @@ class RunCheckpoint(Checkpoint):
             self._remove_old()
 
     def _link_best(self) -> None:
-        """Leads `best.ckpt` to the best checkpoint; a run that went back may have none any more."""
+        """Points `best.ckpt` to the best checkpoint; a run resumed from an earlier one may have none."""
         assert self.folder is not None
         if self.best is None:
             return
@@ -203,7 +203,7 @@ class RunCheckpoint(Checkpoint):
 
     def _remove_old(self) -> None:
         assert self.folder is not None
-        # By age, not by number: a run that went back to an earlier checkpoint writes smaller numbers than are there.
+        # By age, not by number: a run resumed from an earlier checkpoint writes smaller numbers than exist already.
         files = sorted(self.folder.glob("update-*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
         best = (self.folder / "best.ckpt").resolve()
         for path in files[: -self.keep] if self.keep > 0 else ():
@@ -234,7 +234,7 @@ class RngState(Callback):
         return {"ranks": Ranks().gather(mine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the states until training starts: whatever runs before may draw numbers."""
+        """Keeps the states until training starts: code that runs before may use the generators."""
         self._loaded = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

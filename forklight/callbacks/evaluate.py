@@ -1,4 +1,4 @@
-"""Evaluation: scores with their errors, tables, every answer in `samples.jsonl`, and a watch on the rewards."""
+"""Evaluation: scores with their errors, tables, every answer in `samples.jsonl`, and curves of the rewards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,36 +10,36 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from forklight.callbacks.records import append_lines, drop_lines_after
-from forklight.callbacks.tables import Scores, score_markdown, score_table, unusual_markdown
-from forklight.data.visits import EvalBatch
+from forklight.callbacks.tables import Scores, score_markdown, score_table, suspicious_markdown
+from forklight.data.stream import EvalBatch
+from forklight.distributed import Ranks
+from forklight.evaluation.records import Evaluated, Key, Line, answer_lines, judged_of, suspicious_lines, votes_of
+from forklight.evaluation.suspicious import suspicious_answers
 from forklight.metrics import AnswerScores
 from forklight.module import ForkGRPOModule
-from forklight.rollout.answers import Group
-from forklight.rollout.evaluation import Evaluated, Key, Line, answer_lines, judged_of, unusual_lines, votes_of
-from forklight.rollout.ranks import Ranks
-from forklight.rollout.unusual import unusual_answers
+from forklight.rollout.generate import Group
 
 
 class MathEval(Callback):
     """Scores the evaluation sets during `fit`, in `validate` and in `test`; `predict` only writes the answers.
 
-    Problems that a distributed loader shows twice count once. Scores stand in TensorBoard under `val/<set>/` or
-    `test/<set>/` at x = updates done, and as metrics that `checkpoint.best` or a ModelCheckpoint can monitor. Files:
+    Problems that a distributed loader serves twice count once. Scores are in TensorBoard under `val/<set>/` or
+    `test/<set>/` at x = updates done, and are metrics that `checkpoint.best` or a ModelCheckpoint can monitor. Files:
     `samples.jsonl`, every answer with its verdict; `scores.jsonl`, every score with the protocol it was measured by;
-    `unusual.jsonl`, rewarded answers of unusual form.
+    `suspicious.jsonl`, rewarded answers of suspicious form.
 
     Args:
         at_start: score the policy before the first update of a run, too; a resumed run does not repeat it.
-        table: print a table of the scores, beside those of the first evaluation.
-        unusual: rewarded answers of unusual form that are written out per set and evaluation.
+        table: print a table of the scores, together with those of the first evaluation.
+        suspicious: rewarded answers of suspicious form that are written out per set and evaluation.
     """
 
-    def __init__(self, at_start: bool = True, table: bool = True, unusual: int = 4) -> None:
-        if unusual < 0:
-            raise ValueError(f"evaluation.unusual = {unusual} must not be negative")
+    def __init__(self, at_start: bool = True, table: bool = True, suspicious: int = 4) -> None:
+        if suspicious < 0:
+            raise ValueError(f"evaluation.suspicious = {suspicious} must not be negative")
         self.at_start = at_start
         self.table = table
-        self.unusual = unusual
+        self.suspicious = suspicious
         self.folder: Path | None = None
         """Where the files go; set by the command line to the run folder."""
         self._metrics: dict[str, AnswerScores] = {}
@@ -49,13 +49,13 @@ class MathEval(Callback):
         self._loaded = 0
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keeps how far the checkpoint is: only in `fit` Lightning restores that."""
+        """Keeps the number of updates of the checkpoint: Lightning restores it in `fit` only."""
         self._loaded = checkpoint["global_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run answers again what came after its checkpoint: those lines go."""
+        """Drops lines from after the checkpoint, which the resumed run writes again."""
         if self.folder is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            for name in ("samples", "scores", "unusual"):
+            for name in ("samples", "scores", "suspicious"):
                 drop_lines_after(self.folder / f"{name}.jsonl", trainer.global_step)
         if self.at_start and trainer.global_step == 0 and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.validating = True
@@ -70,7 +70,7 @@ class MathEval(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Takes in the answers of a batch."""
+        """Collects the answers of a batch."""
         self._add(trainer, pl_module, outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,39 +117,41 @@ class MathEval(Callback):
                 batch,
                 {key: float(value) for key, value in self._metrics[name].compute().items()},
                 [judged_of(line) for line in lines if line["set"] == name],
-                limit=batch.spec.max_new_tokens or pl_module.rollout_spec.max_new_tokens,
-                seed=pl_module.answerer.seed if batch.spec.seed is None else batch.spec.seed,
+                limit=batch.spec.max_new_tokens or pl_module.rollout_config.max_new_tokens,
+                seed=pl_module.generator.seed if batch.spec.seed is None else batch.spec.seed,
             )
             for name, batch in self._batches.items()
         ]
-        unusual = {done.name: unusual_answers(done.answers, self.unusual) for done in sets}
+        suspicious = {done.name: suspicious_answers(done.answers, self.suspicious) for done in sets}
         now = (step, {done.name: done.scores for done in sets})
         self._first = self._first or now
         shown = [now] if self._first is now else [self._first, now]
         self._log(trainer, pl_module, stage, sets)
-        self._draw(trainer, stage, step, score_markdown(shown), unusual_markdown(unusual))
+        self._draw(trainer, stage, step, score_markdown(shown), suspicious_markdown(suspicious))
         if trainer.is_global_zero:
             records = [done.record(step) for done in sets]
-            self._write(trainer, {"samples": lines, "scores": records, "unusual": unusual_lines(step, unusual)})
+            self._write(
+                trainer, {"samples": lines, "scores": records, "suspicious": suspicious_lines(step, suspicious)}
+            )
             if self.table:
                 Console().print(score_table(shown))
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str, sets: Sequence[Evaluated]) -> None:
-        """Scores as metrics that can be monitored, and as curves beside those of the watch."""
+        """Logs scores as metrics that can be monitored, and as curves, together with the reward curves."""
         scores = {f"{stage}/{done.name}/{key}": value for done in sets for key, value in done.shown_scores().items()}
-        watch = {f"{stage}/{done.name}/{key}": value for done in sets for key, value in done.watch().items()}
+        curves = {f"{stage}/{done.name}/{key}": value for done in sets for key, value in done.reward_curves().items()}
         pl_module.log_dict(scores, logger=False, rank_zero_only=False)
         for logger in trainer.loggers:
-            logger.log_metrics(scores | watch, step=self._updates(trainer))
+            logger.log_metrics(scores | curves, step=self._updates(trainer))
 
-    def _draw(self, trainer: Trainer, stage: str, step: int, scores: str, unusual: str) -> None:
-        """Texts, where the logger can draw them."""
+    def _draw(self, trainer: Trainer, stage: str, step: int, scores: str, suspicious: str) -> None:
+        """Logs texts, if the logger supports them."""
         for logger in trainer.loggers:
             writer: Any = getattr(logger, "experiment", None)
             if hasattr(writer, "add_text"):
                 writer.add_text(f"{stage}/scores", scores, global_step=step)
-                if unusual:
-                    writer.add_text(f"{stage}/unusual", unusual, global_step=step)
+                if suspicious:
+                    writer.add_text(f"{stage}/suspicious", suspicious, global_step=step)
 
     def _updates(self, trainer: Trainer) -> int:
         return trainer.global_step if trainer.state.fn == TrainerFn.FITTING else self._loaded

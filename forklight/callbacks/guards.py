@@ -1,4 +1,4 @@
-"""Refuses, before the first step, what would train something else than the config says."""
+"""Refuses, before the first step, settings that would train something else than the config says."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class Guards(Callback):
     """Checks that the Trainer's flags mean what they say for rollouts, and fills in the evaluation interval."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Runs when everything is built and nothing has been trained."""
+        """Runs when everything is built and nothing is trained yet."""
         if stage == "fit":
             check_fit(trainer, pl_module, getattr(trainer, "datamodule", None))
 
@@ -25,9 +25,9 @@ class Guards(Callback):
 
 
 def check_fit(trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
-    """Refuses to train what the config does not say; sets `trainer.val_check_interval` if it is left out.
+    """Refuses settings that do not take effect; sets `trainer.val_check_interval` if it is left out.
 
-    The command line asks before it writes anything, the callback asks for everyone else.
+    The command line calls it before it writes anything; the callback calls it in all other cases.
 
     Args:
         trainer: with its callbacks.
@@ -40,7 +40,7 @@ def check_fit(trainer: Trainer, module: LightningModule, data: LightningDataModu
     if isinstance(module, ForkGRPOModule) and data is None:
         raise ValueError("data: is required, the problems to train on and how many of them a rollout has")
     if isinstance(data, MathDataModule) and not data.val_sets:
-        trainer.limit_val_batches = 0  # said in Lightning's words: it warns of a loader without batches
+        trainer.limit_val_batches = 0  # otherwise Lightning warns of a loader without batches
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     if trainer.max_steps is None or trainer.max_steps < 0:
@@ -58,13 +58,13 @@ def check_fit(trainer: Trainer, module: LightningModule, data: LightningDataModu
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         _check_callback(callback)
     if isinstance(data, MathDataModule):
-        _check_visits(trainer, data)
+        _check_micro_batches(trainer, data)
         if isinstance(module, ForkGRPOModule):
-            module.loss.passes(data.updates_per_rollout, trainer.accumulate_grad_batches)
+            module.config.schedule(data.updates_per_rollout, trainer.accumulate_grad_batches)
 
 
-def _check_visits(trainer: Trainer, data: MathDataModule) -> None:
-    """The sizes of a rollout fit together, and intervals are whole rollouts."""
+def _check_micro_batches(trainer: Trainer, data: MathDataModule) -> None:
+    """Refuses sizes of a rollout that do not fit together, and intervals that are no whole number of rollouts."""
     p, g, k, a = (
         data.prompts_per_rollout,
         data.answers_per_prompt,
@@ -78,21 +78,23 @@ def _check_visits(trainer: Trainer, data: MathDataModule) -> None:
             f"trainer.accumulate_grad_batches = {a} asks for more micro-batches than the {share} sequences that one "
             "rank has per update"
         )
-    visits = k * a
-    interval: Any = getattr(trainer, "val_check_interval", "a time")  # of which Lightning keeps no number of batches
+    micro_batches = k * a
+    interval: Any = getattr(trainer, "val_check_interval", "a time")  # for a time Lightning has no such attribute
     if interval == 1.0:
-        interval = trainer.val_check_interval = data.eval_every_rollouts * visits
-    if not isinstance(interval, int) or interval % visits:
+        interval = trainer.val_check_interval = data.eval_every_rollouts * micro_batches
+    if not isinstance(interval, int) or interval % micro_batches:
         raise ValueError(
             f"trainer.val_check_interval = {interval} must be a whole number of rollouts, a multiple of "
-            f"data.updates_per_rollout * trainer.accumulate_grad_batches = {visits} visits; "
+            f"data.updates_per_rollout * trainer.accumulate_grad_batches = {micro_batches} micro-batches; "
             "or leave it out and set data.eval_every_rollouts"
         )
-    # Else an interval of 1 visit reads as 1.0, once per epoch, whose end EarlyStopping and ModelCheckpoint wait for.
+    # Otherwise an interval of 1 micro-batch reads as 1.0, once per epoch, for whose end EarlyStopping and
+    # ModelCheckpoint wait.
     trainer.check_val_every_n_epoch = None
-    if trainer.limit_train_batches != 1.0 and int(trainer.limit_train_batches) % visits:
+    if trainer.limit_train_batches != 1.0 and int(trainer.limit_train_batches) % micro_batches:
         raise ValueError(
-            f"trainer.limit_train_batches = {trainer.limit_train_batches} must be a multiple of {visits} visits"
+            f"trainer.limit_train_batches = {trainer.limit_train_batches} must be a multiple of {micro_batches} "
+            "micro-batches"
         )
 
 

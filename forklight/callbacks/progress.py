@@ -11,7 +11,7 @@ from forklight.module import ForkGRPOModule
 
 
 class RunProgress(ProgressBar):
-    """A bar over `trainer.max_steps` updates; where the output is no terminal it draws nothing."""
+    """A bar over `trainer.max_steps` updates; shown only if the output is a terminal."""
 
     def __init__(self) -> None:
         super().__init__()

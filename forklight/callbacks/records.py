@@ -1,4 +1,4 @@
-"""Files of one JSON object per line that a resumed run can go on with."""
+"""Files of one JSON object per line that a resumed run can continue."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Keeps the lines whose `step` is at most `step`; a line that a kill cut short goes too."""
+    """Keeps the lines whose `step` is at most `step`; an incomplete line of a killed run is dropped too."""
     if not path.is_file():
         return
     beside = path.with_suffix(".tmp")

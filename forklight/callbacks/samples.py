@@ -2,20 +2,19 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from forklight.algo.types import Experience
+from forklight.training.state import RolloutState
 
 
-def marked_answers(experience: Experience, tokenizer: PreTrainedTokenizerBase, count: int) -> str:
+def marked_answers(state: RolloutState, tokenizer: PreTrainedTokenizerBase, count: int) -> str:
     """The first answers of some problems in Markdown, forking tokens in bold; groups that contribute come first.
 
     Args:
-        experience: with `fork_mask`.
+        state: the rollout, with the tokens selected.
         tokenizer: the policy's.
-        count: number of answers, each of another problem where there are enough.
+        count: number of answers, each to another problem if there are enough.
     """
-    x = experience
-    assert x.fork_mask is not None
-    groups = x.group.tolist()
+    x, fork_mask = state.batch, state.tokens.fork_mask
+    groups = x.problem_index.tolist()
     first_rows = [row for row in range(len(groups)) if row == 0 or groups[row] != groups[row - 1]]
     parts = []
     for row in sorted(first_rows, key=lambda row: not x.contributing[row])[:count]:
@@ -24,7 +23,7 @@ def marked_answers(experience: Experience, tokenizer: PreTrainedTokenizerBase, c
         answer = [
             f"<strong>{_escape(text)}</strong>" if fork else _escape(text)
             for text, fork in zip(
-                _texts(tokenizer, ids[start : start + length]), x.fork_mask[row, :length].tolist(), strict=True
+                _texts(tokenizer, ids[start : start + length]), fork_mask[row, :length].tolist(), strict=True
             )
         ]
         prompt = _escape(str(tokenizer.decode(ids[:start])))
@@ -38,5 +37,5 @@ def _texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """Keeps Markdown and HTML out: everything but letters, digits and blanks as an entity."""
+    """Escapes Markdown and HTML: all characters but letters, digits and blanks become entities."""
     return "".join(c if c.isalnum() or c == " " else "<br>" if c == "\n" else f"&#{ord(c)};" for c in text)

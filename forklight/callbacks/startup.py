@@ -8,22 +8,22 @@ from rich.console import Console
 from rich.table import Table
 
 from forklight.algo.advantages import Advantage, AdvantageName
-from forklight.algo.covariance import CovarianceTokens
-from forklight.algo.losses import ClipRange
-from forklight.algo.spec import PRESETS, ForkSelection
-from forklight.algo.terms import Loss
+from forklight.algo.config import AlgorithmConfig
+from forklight.algo.ratios import ClipRange
+from forklight.algo.selection.covariance import CovarianceTokens
+from forklight.algo.selection.spec import PRESETS, ForkSelection
 from forklight.data.datamodule import MathDataModule
 from forklight.module import ForkGRPOModule
 
 FEW = 3
-"""A selection that differs from each preset in more keys than this is named after none."""
+"""A selection that differs from every preset in more keys than this is named `own`."""
 
 
 class StartupTable(Callback):
     """Prints the sizes once, on rank 0, before the first step."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Everything is built, nothing has been trained."""
+        """Runs when everything is built and nothing is trained yet."""
         data = getattr(trainer, "datamodule", None)
         if isinstance(pl_module, ForkGRPOModule) and isinstance(data, MathDataModule) and trainer.is_global_zero:
             Console().print(startup_table(trainer, pl_module, data))
@@ -33,8 +33,8 @@ def startup_table(trainer: Trainer, module: ForkGRPOModule, data: MathDataModule
     """The table, also for tests."""
     p, g, k, a = data.prompts_per_rollout, data.answers_per_prompt, data.updates_per_rollout, data.micro_batches
     ranks, sequences = trainer.world_size, p * g
-    limit = module.rollout_spec.max_new_tokens
-    passes = module.loss.passes(k, a)
+    limit = module.rollout_config.max_new_tokens
+    config, passes = module.config, module.config.schedule(k, a).describe(k)
     parameters = sum(parameter.numel() for parameter in module.policy.parameters())
     rows = [
         ("policy", f"{module.policy_config.path}, {parameters:,} parameters, {trainer.precision}"),
@@ -43,10 +43,10 @@ def startup_table(trainer: Trainer, module: ForkGRPOModule, data: MathDataModule
         ("update", f"K = {k} per rollout: {p // k} problems, {sequences // k} sequences each"),
         ("micro-batch", f"A = {a} per update on {ranks} rank(s): about {sequences // (k * a * ranks)} sequences"),
         ("policy gradient", "on-policy" if k == 1 else f"off-policy after the first of {k} updates"),
-        ("selection", describe(module.loss.selection)),
-        ("loss", describe_loss(module.loss, module.advantage)),
-        ("passes", passes.describe() + (", reference" if module.loss.reference_in_loss else "")
-                   + (", policy and reference for the KL in the reward" if module.loss.kl_in_reward else "")),
+        ("selection", describe(config.selection)),
+        ("loss", describe_loss(config, module.advantage)),
+        ("passes", passes + (", reference" if config.reference_in_loss else "")
+                   + (", policy and reference for the KL in the reward" if config.kl_in_reward else "")),
         ("training", f"{trainer.max_steps} updates = {trainer.max_steps / k:g} rollouts; evaluation every "
                      f"{data.eval_every_rollouts} rollouts on {', '.join(data.val_sets) or 'nothing'}"),
     ]  # fmt: skip
@@ -73,28 +73,28 @@ def describe(selection: ForkSelection) -> str:
     return f"{title}: {', '.join(keys.values())}"
 
 
-def describe_loss(loss: Loss, advantage: AdvantageName | Advantage) -> str:
-    """Objective, advantage and the terms beside them: `Dapo (clip -0.2 +0.28), advantage grpo, KL k3 0.04 in loss`."""
-    follows = {"needs_reference", "trains_zero_advantage"}  # from the others
-    values = {name: value for name, value in vars(loss.objective).items() if name not in follows}
+def describe_loss(config: AlgorithmConfig, advantage: AdvantageName | Advantage) -> str:
+    """Objective, advantage and further terms: `Dapo (clip -0.2 +0.28), advantage grpo, KL k3 0.04 in loss`."""
+    follows = {"needs_reference", "trains_zero_advantage"}  # these follow from the other arguments
+    values = {name: value for name, value in vars(config.objective).items() if name not in follows}
     arguments = ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
-    parts = [f"{type(loss.objective).__name__} ({arguments})", f"advantage {_shown(advantage)}"]
-    if loss.kl.coef:
-        parts.append(f"KL {loss.kl.estimator} {loss.kl.coef:g} in the {loss.kl.placement}")
-    if loss.needs_reference:
-        every = loss.kl.refresh_every_rollouts
+    parts = [f"{type(config.objective).__name__} ({arguments})", f"advantage {_shown(advantage)}"]
+    if config.kl.coef:
+        parts.append(f"KL {config.kl.estimator} {config.kl.coef:g} in the {config.kl.placement}")
+    if config.needs_reference:
+        every = config.kl.refresh_every_rollouts
         parts.append(f"reference refreshed every {every} rollouts" if every else "reference frozen")
-    if loss.entropy_coef:
-        parts.append(f"entropy bonus {loss.entropy_coef:g}")
-    if loss.correction.method != "none":
-        parts.append(f"correction {loss.correction.method} {loss.correction.low:g} to {loss.correction.high:g}")
-    if loss.old_logp_from == "sampler":
+    if config.entropy_coef:
+        parts.append(f"entropy bonus {config.entropy_coef:g}")
+    if config.correction.method != "none":
+        parts.append(f"correction {config.correction.method} {config.correction.low:g} to {config.correction.high:g}")
+    if config.old_logp_from == "sampler":
         parts.append("old log-probabilities of the sampler")
     return ", ".join(parts)
 
 
 def _shown(value: Any) -> str:
-    """A value on one line: as a config has it, but a score of one's own by its class."""
+    """A value on one line, as in a config; a user-defined score by its class."""
     match value:
         case bool():
             return str(value).lower()

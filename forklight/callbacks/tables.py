@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from forklight.rollout.unusual import Unusual
+from forklight.evaluation.suspicious import Suspicious
 
 Scores = dict[str, dict[str, float]]
 """Values by set and name."""
@@ -28,8 +28,8 @@ def score_markdown(evaluations: Sequence[tuple[int, Scores]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def unusual_markdown(found: dict[str, list[Unusual]]) -> str:
-    """Answers as preformatted text, under what is unusual about them."""
+def suspicious_markdown(found: dict[str, list[Suspicious]]) -> str:
+    """Answers as preformatted text, each under the signs that make it suspicious."""
     parts = []
     for name, items in found.items():
         for answer, why in items:

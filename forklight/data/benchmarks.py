@@ -1,4 +1,4 @@
-"""Benchmarks by name: where the problems are, how many there must be, how they are put and judged."""
+"""Benchmarks by name: their files, numbers of problems, prompts and verifiers."""
 
 import functools
 import os
@@ -26,18 +26,18 @@ def math_verifier() -> MathVerifier:
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is to know of a benchmark."""
+    """The properties of a benchmark."""
 
     hub: ProblemFile
     """The copy on the Hugging Face Hub, at a fixed revision."""
     sizes: tuple[int, ...]
-    """Numbers of problems that copies of it have."""
+    """The numbers of problems that copies of it have."""
     verifier: Callable[[], Verifier] = math_verifier
-    """Makes what judges its answers."""
+    """Makes its verifier."""
 
     @property
     def small(self) -> bool:
-        """Whether it has so few problems that each wants many answers."""
+        """Whether it has so few problems that each needs many answers."""
         return max(self.sizes) <= 40
 
 
@@ -107,7 +107,7 @@ BENCHMARKS: dict[str, Facts] = {
 class Benchmark:
     """A benchmark by its name, read from the hub at a fixed revision or from a local file.
 
-    Brings its verifier, and a prompt that asks for the answer in a box: for a chat or a base model, as
+    It has its own verifier, and a prompt that asks for the answer in a box: for a chat or a base model, as
     `data.template.kind` says. `EvalSet.template` and `EvalSet.verifier` replace them.
     """
 
@@ -118,7 +118,7 @@ class Benchmark:
     in the environment variable FORKLIGHT_DATA if not given; the hub without either. A file has the fields of the copy
     on the hub, or `problem` and `answer`."""
     limit: int | None = None
-    """Take only the first so many problems: to try something out, not for a score that one publishes."""
+    """Take only this number of problems, the first ones: for a trial, not for a published score."""
 
     def __post_init__(self) -> None:
         if self.name not in BENCHMARKS:
@@ -126,7 +126,7 @@ class Benchmark:
 
     @property
     def facts(self) -> Facts:
-        """What there is to know of it."""
+        """The properties of the benchmark."""
         return BENCHMARKS[self.name]
 
     def template(self, kind: Literal["chat", "base"]) -> PromptTemplate:
@@ -134,7 +134,7 @@ class Benchmark:
         return BOXED_CHAT if kind == "chat" else PAPER_BASE
 
     def verifier(self) -> Verifier:
-        """What judges its answers."""
+        """The verifier of its answers."""
         return self.facts.verifier()
 
     def read(self) -> list[Problem]:
@@ -143,7 +143,7 @@ class Benchmark:
         Raises:
             FileNotFoundError: there is no such file.
             ConnectionError: the hub is needed and cannot be reached.
-            ValueError: a row is malformed, or it is another number of problems than the benchmark has.
+            ValueError: a row is malformed, or the number of problems is not that of the benchmark.
         """
         try:
             problems = replace(self.source(), limit=self.limit).read()

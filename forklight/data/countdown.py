@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from forklight.types import Problem
 
 PROMPT_TEMPLATE = "{problem}:"
-"""The base policy's whole template. The answer follows the colon at once: each token costs time."""
+"""The base policy's complete template. The answer follows the colon without a blank: each token costs time."""
 
 LARGEST_RESULT = 999
 """Results above this are not allowed: 0 .. 999 are single tokens of the base policy."""
@@ -29,25 +29,25 @@ HELD_OUT_SHA256 = "74d5d18ef2c2e4eec0cfee8063fe7bc0b82871e66bb7d631f3df4eff4c942
 """Checksum of the prompts, one a line, of `held_out_problems()`: scores are comparable only if it holds."""
 
 MAX_DRAWS = 10_000
-"""Draws without a fitting problem after which a task is called impossible."""
+"""Draws without a fitting problem after which a task is refused as impossible."""
 
 Split = Literal["train", "eval"]
 
 
 @dataclass(frozen=True)
 class CountdownTask:
-    """Which problems there are.
+    """The kind of problems.
 
     Args:
-        counts: How many numbers a problem has; each problem draws one entry, so `(3, 3, 4)` has four numbers in a
-            third of its problems.
+        counts: How many numbers a problem has; each problem draws one entry, so with `(3, 3, 4)` a third of the
+            problems have four numbers.
         low: Smallest number.
         high: Largest number.
         target_low: Smallest target.
         target_high: Largest target.
 
     Raises:
-        ValueError: If a range is empty or leaves the numbers that results may take.
+        ValueError: If a range is empty or exceeds the numbers that results may have.
     """
 
     counts: tuple[int, ...] = (3,)
@@ -130,7 +130,7 @@ def reachable(numbers: tuple[int, ...]) -> frozenset[int]:
 
 
 def solutions(puzzle: Puzzle) -> Iterator[str]:
-    """Yields every worked answer that hits the target; of exchangeable operands only the larger one first."""
+    """Yields every worked answer that hits the target; of commutative operands the larger one comes first."""
 
     def descend(numbers: tuple[int, ...], written: tuple[str, ...]) -> Iterator[str]:
         if len(numbers) == 1:
@@ -147,14 +147,14 @@ def solutions(puzzle: Puzzle) -> Iterator[str]:
 def worked_trace(puzzle: Puzzle, rng: Random, hit: bool, largest_miss: int = LARGEST_RESULT) -> str:
     """Writes one random worked answer with right arithmetic that uses every number once.
 
-    Each step is drawn evenly from those after which the answer can still end as asked. The larger operand stands on the
+    Each step is drawn evenly from those after which the answer can still end as asked. The larger operand is on the
     left: with both orders a policy has twice the arithmetic to learn, and learns to reach targets half as fast.
 
     Args:
         puzzle: Target and numbers.
-        rng: Where chance comes from; only `random()` is called, whose values are the same in every Python version.
+        rng: Source of randomness; only `random()` is called, whose values are the same in every Python version.
         hit: Whether the last result is the target, or anything else.
-        largest_miss: A miss ends at or below this if it can. Kept to the range of targets, misses practise the same
+        largest_miss: A miss ends at or below this if it can. Misses within the range of targets train the same
             arithmetic as hits.
 
     Raises:
@@ -204,7 +204,7 @@ def _draw_puzzle(task: CountdownTask, split: Split, rng: Random) -> Puzzle:
 
 
 def countdown_puzzle(task: CountdownTask, split: Split, seed: int, index: int) -> Puzzle:
-    """Returns puzzle number `index` of a split: solvable, and the same whatever was asked before."""
+    """Returns puzzle number `index` of a split: solvable, and the same whatever was called before."""
     return _draw_puzzle(task, split, _rng("puzzle", task, split, seed, index))
 
 
@@ -214,8 +214,8 @@ def countdown_problems(
     """Returns the first `size` different puzzles of a split as problems; the order of numbers makes no difference.
 
     Args:
-        size: How many problems.
-        task: Which problems there are; three numbers by default.
+        size: Number of problems.
+        task: The kind of problems; three numbers by default.
         split: `train` or `eval`; no multiset of numbers is in both.
         seed: Which endless sequence of puzzles to read.
 
@@ -254,8 +254,8 @@ def worked_example(
     """Returns example number `index` of an endless sequence of prompts, template applied, with worked answers.
 
     Args:
-        index: Which example; each is a pure function of all arguments.
-        task: Which problems there are; three numbers by default.
+        index: Number of the example; each is a pure function of all arguments.
+        task: The kind of problems; three numbers by default.
         hit_share: Probability that the answer reaches the target; otherwise its arithmetic is right but it ends
             elsewhere. A policy trained on this knows how to hit without always doing so.
         split: Where the numbers come from.

@@ -16,7 +16,7 @@ class CountdownProblems:
     split: Literal["train", "eval"] = "train"
     """`train`, or `eval` for held-out problems."""
     task: CountdownTask = field(default_factory=CountdownTask)
-    """Which problems there are."""
+    """The kind of problems."""
     seed: int = 0
     """Which sequence of problems."""
 
@@ -30,7 +30,7 @@ class CountdownExamples:
     """An endless sequence of prompts with worked answers."""
 
     task: CountdownTask = field(default_factory=CountdownTask)
-    """Which problems there are."""
+    """The kind of problems."""
     hit_share: float = 0.5
     """Share of answers that reach the target; the others are right in every step and end elsewhere."""
     seed: int = 0

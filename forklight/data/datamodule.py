@@ -1,4 +1,4 @@
-"""Serves problems with their template and verifier: visits for training, batches for evaluation."""
+"""Serves problems with their template and verifier: micro-batches for training, batches for evaluation."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from forklight.data.benchmarks import Benchmark
 from forklight.data.prompts import PromptTemplate
 from forklight.data.sets import EvalSet, ProblemSource
-from forklight.data.visits import NOMINAL_LENGTH, EvalBatch, PositionedLoader, ProblemStream, PromptBatch
+from forklight.data.stream import NOMINAL_LENGTH, EvalBatch, PositionedLoader, ProblemStream, PromptBatch
 from forklight.types import Problem
 from forklight.verify import MathVerifier, Verifier, start_early
 
@@ -27,7 +27,7 @@ class MathDataModule(LightningDataModule):
         answers_per_prompt: G, answers sampled per problem.
         updates_per_rollout: K, optimiser updates per rollout; 1 is on-policy.
         eval_every_rollouts: rollouts between two evaluations.
-        eval_batch_size: problems answered side by side in an evaluation.
+        eval_batch_size: problems answered together in an evaluation.
     """
 
     def __init__(
@@ -66,26 +66,27 @@ class MathDataModule(LightningDataModule):
         self.eval_every_rollouts = eval_every_rollouts
         self.eval_batch_size = eval_batch_size
         self._stream: ProblemStream | None = None
-        self._rollout, self._visit, self._start = 0, 0, 0  # position: rollout, its visits served, its first problem
+        # position: rollout, its micro-batches served, its first problem
+        self._rollout, self._micro_batch, self._start = 0, 0, 0
         self._cursor = 0
         self._eval_problems: dict[int, list[Problem]] = {}  # by id of the set: `test` may share those of `val`
 
     def setup(self, stage: str) -> None:
-        """Lets verifiers start their processes while the model is loaded."""
+        """Starts the processes of verifiers while the model is loaded."""
         sets = {"fit": self.val_sets, "validate": self.val_sets}.get(stage, self.test_sets)
         verifiers = [self._eval_batch(name, [], spec).verifier for name, spec in sets.items()]
         for verifier in [*verifiers, *([self.verifier] if stage == "fit" else [])]:
             start_early(verifier)
 
     def read(self) -> int:
-        """Reads the problems of training and of its evaluations, now and not at their first use.
+        """Reads the problems of training and of its evaluations, before their first use.
 
         Returns:
             The number of training problems.
 
         Raises:
-            ValueError: a source is malformed or empty, with the place, or there is none to train on.
-            FileNotFoundError: a source is not there.
+            ValueError: a source is malformed (with the place) or empty, or there is none to train on.
+            FileNotFoundError: a source does not exist.
         """
         for spec in self.val_sets.values():
             self._problems(spec)
@@ -93,8 +94,8 @@ class MathDataModule(LightningDataModule):
 
     @property
     def position(self) -> int:
-        """Visits served so far, in the present number of micro-batches."""
-        return self._rollout * self.visits + self._visit
+        """Micro-batches served so far, counted with the present A."""
+        return self._rollout * self.micro_batches_per_rollout + self._micro_batch
 
     @property
     def micro_batches(self) -> int:
@@ -103,8 +104,8 @@ class MathDataModule(LightningDataModule):
         return int(self.trainer.accumulate_grad_batches)
 
     @property
-    def visits(self) -> int:
-        """Visits per rollout, K*A."""
+    def micro_batches_per_rollout(self) -> int:
+        """Micro-batches per rollout, K*A."""
         return self.updates_per_rollout * self.micro_batches
 
     @property
@@ -125,16 +126,16 @@ class MathDataModule(LightningDataModule):
         return PositionedLoader(NOMINAL_LENGTH, start=lambda: self.position, batch=self._next)
 
     def _next(self, number: int) -> PromptBatch:
-        """The batch of visit `number`; the position moves before the batch is handed out."""
-        rollout, visit = divmod(number, self.visits)
-        if visit == 0:
+        """The batch of micro-batch `number`; the position advances before the batch is returned."""
+        rollout, micro_batch = divmod(number, self.micro_batches_per_rollout)
+        if micro_batch == 0:
             self._start = self.stream.cursor
             self.stream.draw(self.prompts_per_rollout)
-        self._rollout, self._visit = divmod(number + 1, self.visits)
+        self._rollout, self._micro_batch = divmod(number + 1, self.micro_batches_per_rollout)
         return PromptBatch(
             self.stream.at(self._start, self.prompts_per_rollout),
             rollout=rollout,
-            visit=visit,
+            micro_batch=micro_batch,
             updates=self.updates_per_rollout,
             micro_batches=self.micro_batches,
             answers=self.answers_per_prompt,
@@ -144,27 +145,27 @@ class MathDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, in numbers only."""
+        """The position, as numbers only."""
         return {
             "rollout": self._rollout,
-            "visit": self._visit,
+            "micro_batch": self._micro_batch,
             "start": self._start,
             "cursor": self._stream.cursor if self._stream is not None else self._cursor,
             "micro_batches": self.micro_batches,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on at a saved position.
+        """Restores a saved position.
 
         Raises:
             ValueError: the checkpoint lies inside a rollout and A has changed.
         """
-        if state["visit"] and state["micro_batches"] != self.micro_batches:
+        if state["micro_batch"] and state["micro_batches"] != self.micro_batches:
             raise ValueError(
-                f"trainer.accumulate_grad_batches = {self.micro_batches}, but the checkpoint lies inside a rollout cut "
-                f"for {state['micro_batches']}; it can only change at a rollout boundary"
+                f"trainer.accumulate_grad_batches = {self.micro_batches}, but the checkpoint lies inside a rollout "
+                f"with {state['micro_batches']} micro-batches per update; it can only change at a rollout boundary"
             )
-        self._rollout, self._visit, self._start = state["rollout"], state["visit"], state["start"]
+        self._rollout, self._micro_batch, self._start = state["rollout"], state["micro_batch"], state["start"]
         self._cursor = state["cursor"]
         if self._stream is not None:
             self._stream.cursor = self._cursor
@@ -184,7 +185,7 @@ class MathDataModule(LightningDataModule):
         return self._eval_loader(self.test_sets)
 
     def _eval_loader(self, sets: dict[str, EvalSet]) -> PositionedLoader:
-        """Batches of this rank; all ranks have as many, so some problems come twice and scores go by uid."""
+        """Batches of this rank; all ranks have the same number, so some problems come twice: scores are per uid."""
         assert self.trainer is not None
         if not sets:
             raise ValueError("data.val, data.test: there is no evaluation set to answer")

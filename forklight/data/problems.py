@@ -43,7 +43,7 @@ class ProblemFile:
     revision: str | None = None
     """Commit, branch or tag of a Hub dataset."""
     limit: int | None = None
-    """Keep only the first so many different problems."""
+    """Keep only this number of different problems, the first ones."""
 
     @property
     def label(self) -> str:

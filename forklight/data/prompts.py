@@ -15,7 +15,7 @@ PLACEHOLDER = "{problem}"
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    r"""How a problem is put to the policy.
+    r"""How a problem becomes a prompt.
 
     Example:
         >>> template = PromptTemplate("base", r"{problem} Answer in \boxed{}.")
@@ -57,7 +57,7 @@ class PromptTemplate:
             tokenizer: the policy's tokenizer.
 
         Returns:
-            Token ids of any length, by problem; the caller knows how long a prompt may be.
+            Token ids of any length, by problem; the caller checks the length.
 
         Raises:
             ValueError: if the tokenizer has no chat template but `kind` is `chat`, or if the ids cannot be continued:
@@ -69,7 +69,7 @@ class PromptTemplate:
             if tokenizer.chat_template is None:
                 raise ValueError(
                     f"data.template.kind is 'chat', but the tokenizer {tokenizer.name_or_path!r} has no chat template; "
-                    "a base model wants data.template.kind 'base'"
+                    "a base model needs data.template.kind 'base'"
                 )
             prompts = [self._encode_chat(problem, tokenizer) for problem in problems]
         for ids in prompts:
@@ -97,7 +97,7 @@ BOXED_CHAT = PromptTemplate(
 
 
 def _check(ids: list[int], tokenizer: "PreTrainedTokenizerBase", kind: str) -> None:
-    """Raises if the policy would continue from ids that it never saw in training."""
+    """Refuses ids from which the policy cannot continue as in training: none, BOS twice, or an EOS at the end."""
     if not ids:
         raise ValueError(f"data.template (kind {kind}): the prompt has no tokens")
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id

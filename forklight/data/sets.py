@@ -18,7 +18,7 @@ class ProblemSource(Protocol):
 
 
 class Sampling(NamedTuple):
-    """How often each problem of a set is answered, and how tokens are drawn."""
+    """How often each problem of a set is answered, and how tokens are sampled."""
 
     answers: int
     temperature: float
@@ -30,7 +30,7 @@ ProtocolName = Literal["paper", "common"]
 
 
 def protocol(name: ProtocolName | None, small: bool) -> Sampling:
-    """The sampling that a name stands for.
+    """The sampling settings of a protocol.
 
     Args:
         name: `paper`: 16 answers at temperature 1, arXiv 2506.01939; `common`: temperature 0.6 and top-p 0.95, as most
@@ -53,26 +53,26 @@ class EvalSet:
     """The problems: `Benchmark` for one by name."""
     protocol: ProtocolName | None = None
     """How it is answered, by name: `paper` is 16 answers at temperature 1; `common` is temperature 0.6, top-p 0.95 and
-    32 answers on AIME and AMC, 4 on others. Keys beside it override it."""
+    32 answers on AIME and AMC, 4 on others. Keys next to it override it."""
     answers: int | None = None
     """Answers per problem, n of avg@n; 8 if neither this nor a protocol is given."""
     temperature: float | None = None
     """Sampling temperature, 0 is greedy; 1 if neither this nor a protocol is given."""
     top_p: float | None = None
-    """Draw from the most probable tokens that together reach this probability; 1, all, if not given."""
+    """Sample from the most probable tokens that together reach this probability; 1, all, if not given."""
     top_k: int | None = None
-    """Draw from so many most probable tokens; 0, all, if not given."""
+    """Sample from this number of most probable tokens; 0, all, if not given."""
     max_new_tokens: int | None = None
     """Longest answer; that of the training rollouts if not given."""
     seed: int | None = None
-    """Seed of the draws, so that runs of different seeds see the same ones; that of the run if not given."""
+    """Seed of the sampling noise, so that runs of different seeds have the same noise; the run's seed if not given."""
     template: PromptTemplate | None = None
     """How a problem becomes a prompt; that of the benchmark, or `data.template`, if not given."""
     verifier: Verifier | None = None
     """Judges the answers; that of the benchmark, or `data.verifier`, if not given."""
 
     def __post_init__(self) -> None:
-        """Refuses protocols without a meaning."""
+        """Refuses values out of range."""
         answers, temperature, top_p, top_k = self.sampling
         if answers < 1:
             raise ValueError(f"answers = {answers} per problem of an evaluation set must be at least 1")
@@ -87,7 +87,7 @@ class EvalSet:
 
     @property
     def sampling(self) -> Sampling:
-        """The protocol with what overrides it."""
+        """The protocol, with the keys that override it."""
         small = isinstance(self.source, Benchmark) and self.source.facts.small
         given = {name: getattr(self, name) for name in Sampling._fields}
         return protocol(self.protocol, small)._replace(**{k: v for k, v in given.items() if v is not None})

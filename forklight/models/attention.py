@@ -1,8 +1,8 @@
-"""Attention over one row of many sequences, behind the attention interface of transformers.
+"""Attention over one row of many sequences, through the attention interface of transformers.
 
-The function registered as `forklight` is transformers' own `sdpa` unless a forward pass hands it a `Packed` row: then
-the tokens of a bucket are gathered into a batch, in which all answers of a group have the same tokens as their prompt.
-On a GPU, in half precision, torch's kernel for sequences of any lengths needs no buckets.
+The function registered as `forklight` is transformers' own `sdpa` unless a forward pass gives it a `Packed` row: then
+the tokens of a bucket are gathered into a batch, in which every answer of a group has the prompt's tokens before it.
+On a GPU, in half precision, torch's kernel for variable lengths needs no buckets.
 """
 
 from typing import Any
@@ -34,14 +34,14 @@ def attention(
     Args:
         module: the layer; not read.
         query: [1,heads,U,d] of a packed row, or [B,heads,L,d] without one.
-        key: the same with the heads of keys.
+        key: as `query`, with the number of key heads.
         value: as `key`.
         attention_mask: of transformers; a packed row needs none.
         packed: how the row was laid out; None for a plain batch.
         **settings: of transformers' attention.
 
     Returns:
-        [1,U,heads,d] (or [B,L,heads,d]) and None, as transformers wants it.
+        [1,U,heads,d] (or [B,L,heads,d]) and None, as transformers expects it.
     """
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
@@ -59,7 +59,7 @@ def attention(
 
 
 def batch(tokens: Tensor, index: Tensor) -> Tensor:
-    """The tokens `[U,heads,d]` at the places `[B,L]`, as `[B,heads,L,d]`."""
+    """The tokens `[U,heads,d]` at the indices `[B,L]`, as `[B,heads,L,d]`."""
     return tokens.index_select(0, index.flatten()).view(*index.shape, *tokens.shape[1:]).transpose(1, 2)
 
 
@@ -83,9 +83,9 @@ def _any_lengths(
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether rows of many sequences can go through a model: it takes attention from outside, and all of it is full.
+    """Whether a model can run packed rows: its attention function can be replaced, and all layers have full attention.
 
-    A window would have to know where a sequence begins, and a recurrent layer reads across the sequences of a row.
+    A sliding window would have to know where a sequence begins; a recurrent layer would mix the sequences of a row.
 
     Args:
         model: loaded with `attn_implementation` `sdpa` or `forklight`.
@@ -97,7 +97,7 @@ def packs(model: PreTrainedModel) -> bool:
 
 
 def plain_mask(like: Tensor) -> Tensor:
-    """What transformers is given as the mask of a packed row: four dimensions, so it makes none of its own."""
+    """The mask of a packed row for transformers: it has four dimensions, so transformers does not build its own."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=like.device)
 
 

@@ -1,142 +1,189 @@
-"""Three ways from hidden states to the loss of a visit, which give the same numbers.
+"""The LM head over the answer tokens of a micro-batch: three ways to the same log-probabilities and gradients.
 
-- `selected`: the rows that the loss reads, in tiles; never [rows x V]. What unselected tokens cost is at most one pass
-  without gradient, and nothing where their statistics are known.
+- `selected`: the rows that the loss reads, in tiles; never [rows x V]. A token that the loss does not read costs at
+  most one pass without gradient, and nothing if its statistics are known.
 - `gathered`: the same rows under plain autograd: the readable path.
 - `full`: all answer rows under plain autograd: the reference.
+
+A head is valid during one forward pass, in which the LM head's weight may be gathered from shards; a loss function must
+not keep it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from forklight.algo.logprobs import selected_policy_loss, selected_stats, token_stats
-from forklight.algo.plain_head import plain_stats
-from forklight.algo.types import TokenStats
+from forklight.algo.batch import TokenStats
+from forklight.algo.logprobs.fused import SelectedLoss, selected_policy_loss, selected_stats, token_stats
+from forklight.algo.logprobs.plain import plain_stats
 
 HeadName = Literal["selected", "gathered", "full"]
 
-
-class VisitOutput(NamedTuple):
-    """What a visit contributes."""
-
-    loss: Tensor
-    """Scalar, connected to the policy."""
-    metrics: dict[str, Tensor]
-    """Detached sums and counts."""
-    head_products: int = 0
-    """Rows times the products with the head's weight that each went through, those of backward included."""
+TokenLossFn = Callable[[TokenStats, slice], Tensor]
+"""The loss of some rows, `[m]`, from their statistics and their slice of the rows that have a loss."""
 
 
-class VisitLoss(Protocol):
-    """The loss of a visit, as the heads see it. Its N tokens are those of the chunk, in row order."""
+@dataclass
+class Head(ABC):
+    """Hidden states of N answer tokens and the LM head's weight."""
 
-    separable: bool
-    """True if a token's part of the loss depends on its own log-probability alone, all else given."""
-    wants_all: bool
-    """True if statistics of all tokens are wanted, whether they have a gradient or not."""
-
-    def rows(self) -> Tensor | None:
-        """The tokens that some term gives a gradient, int64 `[M]`; None if that hangs on their statistics."""
-
-    def see(self, stats: TokenStats) -> None:
-        """Takes the statistics of all N tokens; the selection is made of them if it is made in here."""
-
-    def token_loss(self, stats: TokenStats, rows: Tensor) -> Tensor:
-        """What some tokens contribute to the loss, `[m]`; for a separable loss."""
-
-    def total(self, stats: TokenStats) -> VisitOutput:
-        """The loss from the statistics of all N tokens; NaN stands where a token was not looked at."""
-
-
-class HeadInput(NamedTuple):
-    """What goes into the head."""
-
-    hidden: Tensor  # [N,H]
+    hidden: Tensor  # [N,H] the states that predict the tokens
     weight: Tensor  # [V,H]
-    targets: Tensor  # int64 [N]
+    targets: Tensor  # int64 [N] the tokens
     temperature: float
+    """Of log-probabilities: those of logits / temperature."""
     entropy_temperature: float
+    """Of entropies."""
     entropy_grad: bool
+    """Whether the statistics of `stats` have differentiable entropies."""
+    products: int = field(default=0, init=False)
+    """Products of a row with the weight so far, those of backward included."""
+
+    covers_all = False
+    """True if every row gets a gradient anyway, so that statistics of all rows cost nothing extra."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.targets)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of statistics: float64 for a float64 policy, else float32."""
+        return torch.promote_types(self.weight.dtype, torch.float32)
+
+    @property
+    def fuses(self) -> bool:
+        """True if `fused_loss` can be used."""
+        return False
+
+    @abstractmethod
+    def all_stats(self) -> TokenStats:
+        """Statistics of all tokens, `[N]`; without gradient unless the head `covers_all`."""
+
+    @abstractmethod
+    def stats(self, rows: Tensor, known: TokenStats | None = None) -> TokenStats:
+        """Differentiable statistics of some rows among those of all tokens, `[N]`.
+
+        Args:
+            rows: int64 [M], the tokens with a gradient.
+            known: what `all_stats` returned, if it was called.
+
+        Returns:
+            Those of `rows` are connected to hidden states and weight; the others are those of `known`, or NaN.
+        """
+
+    def fused_loss(self, rows: Tensor, token_loss: TokenLossFn) -> tuple[Tensor, TokenStats]:
+        """The summed loss of some rows, whose gradient is computed while their logits are in memory.
+
+        Args:
+            rows: int64 [M], the tokens with a loss.
+            token_loss: the loss, of which each value depends on its own token's log-probability alone.
+
+        Returns:
+            The loss `[]`, connected, and detached statistics of all tokens `[N]`, NaN outside `rows`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot fuse the loss")
+
+    def _spread(self, some: TokenStats, rows: Tensor, known: TokenStats | None) -> TokenStats:
+        """Statistics of all rows: `some` at `rows`, elsewhere those of `known`, or NaN."""
+        if known is None:
+            nan = some.logp.new_full((len(self),), torch.nan)
+            known = TokenStats(nan, nan)
+        return TokenStats(
+            logp=known.logp.index_put((rows,), some.logp), entropy=known.entropy.index_put((rows,), some.entropy)
+        )
 
 
-def full_head(x: HeadInput, loss: VisitLoss) -> VisitOutput:
+class FullHead(Head):
     """Every answer row, plain autograd."""
-    stats = plain_stats(*x)
-    loss.see(stats)
-    return loss.total(stats)._replace(head_products=3 * len(x.targets))
+
+    covers_all = True
+
+    def all_stats(self) -> TokenStats:
+        """See `Head.all_stats`; connected, if gradients are recorded."""
+        self.products += len(self) * (3 if torch.is_grad_enabled() else 1)
+        return _plain(self, self.hidden, self.targets)
+
+    def stats(self, rows: Tensor, known: TokenStats | None = None) -> TokenStats:
+        """See `Head.stats`: all rows are connected."""
+        return self.all_stats() if known is None else known
 
 
-def gathered_head(x: HeadInput, loss: VisitLoss) -> VisitOutput:
+class GatheredHead(Head):
     """The rows that the loss reads, plain autograd."""
-    known, rows = _before(x, loss, plain_stats)
-    some = x._replace(hidden=x.hidden[rows], targets=x.targets[rows])
-    out = _total(loss, _spread(plain_stats(*some), rows, known, len(x.targets)), known)
-    return out._replace(head_products=3 * len(rows) + (0 if known is None else len(x.targets)))
 
-
-def selected_head(x: HeadInput, loss: VisitLoss) -> VisitOutput:
-    """The rows that the loss reads, in tiles."""
-    rows = loss.rows()
-    if rows is not None and loss.separable and not x.entropy_grad and x.entropy_temperature == x.temperature:
-        everything = len(rows) == len(x.targets)
-        if everything or not loss.wants_all:
-            return _in_one_pass(x, loss, rows)
-    known, rows = _before(x, loss, token_stats)
-    reusable = known if x.entropy_temperature == x.temperature or not x.entropy_grad else None
-    found = selected_stats(*x[:3], rows, *x[3:], known=reusable)
-    out = _total(loss, _spread(found, rows, known, len(x.targets)), known)
-    products = 3 * len(rows) + (len(rows) if reusable is None else 0) + (0 if known is None else len(x.targets))
-    return out._replace(head_products=products)
-
-
-HEADS: dict[HeadName, Callable[[HeadInput, VisitLoss], VisitOutput]] = {
-    "selected": selected_head,
-    "gathered": gathered_head,
-    "full": full_head,
-}
-
-
-def _in_one_pass(x: HeadInput, loss: VisitLoss, rows: Tensor) -> VisitOutput:
-    """The gradient is formed while the logits are at hand; the curves are made of the log-probabilities afterwards."""
-    found = selected_policy_loss(
-        *x[:3], rows, lambda stats, part: loss.token_loss(stats, rows[part]), temperature=x.temperature
-    )
-    stats = _spread(found.stats, rows, None, len(x.targets))
-    # connected to itself, so that a gradient of tokens outside of the mask is seen
-    out = _total(loss, replace(stats, logp=stats.logp.requires_grad_()), None)
-    return VisitOutput(found.loss, out.metrics, 3 * len(rows))
-
-
-def _total(loss: VisitLoss, stats: TokenStats, known: TokenStats | None) -> VisitOutput:
-    """The loss, after it has seen statistics of all tokens if it wants them: then the pass over its rows found them."""
-    if loss.wants_all and known is None:
-        loss.see(replace(stats, logp=stats.logp.detach(), entropy=stats.entropy.detach()))
-    return loss.total(stats)
-
-
-def _before(x: HeadInput, loss: VisitLoss, statistics: Callable[..., TokenStats]) -> tuple[TokenStats | None, Tensor]:
-    """Statistics of all rows, where they are wanted, and the rows that the loss reads."""
-    known, rows = None, loss.rows()
-    if rows is None or (loss.wants_all and len(rows) < len(x.targets)):
+    def all_stats(self) -> TokenStats:
+        """See `Head.all_stats`."""
+        self.products += len(self)
         with torch.no_grad():
-            known = statistics(*x)
-        loss.see(known)
-        # some versions of torch keep the casts of weights made here, without gradient, for the pass that needs one
-        torch.clear_autocast_cache()
-        rows = loss.rows()
-    assert rows is not None, "the selection is made of the statistics of all tokens"
-    return known, rows
+            # by the same products as those of rows with a gradient later, so that their ratio is exactly 1
+            return _without_cast_cache(_plain(self, self.hidden, self.targets))
+
+    def stats(self, rows: Tensor, known: TokenStats | None = None) -> TokenStats:
+        """See `Head.stats`."""
+        self.products += 3 * len(rows)
+        return self._spread(_plain(self, self.hidden[rows], self.targets[rows]), rows, known)
 
 
-def _spread(some: TokenStats, rows: Tensor, known: TokenStats | None, count: int) -> TokenStats:
-    """Statistics of some rows among those of all, which are NaN where nobody has looked."""
-    if known is None:
-        nan = some.logp.new_full((count,), torch.nan)
-        known = TokenStats(nan, nan)
-    return TokenStats(
-        logp=known.logp.index_put((rows,), some.logp), entropy=known.entropy.index_put((rows,), some.entropy)
-    )
+class SelectedHead(Head):
+    """The rows that the loss reads, in tiles."""
+
+    @property
+    def fuses(self) -> bool:
+        """True if there is one softmax per row, and a gradient of its log-probability alone."""
+        return not self.entropy_grad and self.entropy_temperature == self.temperature
+
+    def all_stats(self) -> TokenStats:
+        """See `Head.all_stats`."""
+        self.products += len(self)
+        with torch.no_grad():
+            found = token_stats(
+                self.hidden, self.weight, self.targets, self.temperature, self.entropy_temperature, self.entropy_grad
+            )
+            return _without_cast_cache(found)
+
+    def stats(self, rows: Tensor, known: TokenStats | None = None) -> TokenStats:
+        """See `Head.stats`; logits of rows with known statistics are computed in backward only."""
+        one_softmax = self.entropy_temperature == self.temperature or not self.entropy_grad
+        reusable = known if one_softmax else None
+        self.products += len(rows) * (3 if reusable is not None else 4)
+        found = selected_stats(
+            self.hidden, self.weight, self.targets, rows,
+            self.temperature, self.entropy_temperature, self.entropy_grad, known=reusable,
+        )  # fmt: skip
+        return self._spread(found, rows, known)
+
+    def fused_loss(self, rows: Tensor, token_loss: TokenLossFn) -> tuple[Tensor, TokenStats]:
+        """See `Head.fused_loss`."""
+        self.products += 3 * len(rows)
+        found: SelectedLoss = selected_policy_loss(
+            self.hidden, self.weight, self.targets, rows, token_loss, self.temperature
+        )
+        return found.loss, self._spread(found.stats, rows, None)
+
+
+HEADS: dict[HeadName, type[Head]] = {"selected": SelectedHead, "gathered": GatheredHead, "full": FullHead}
+
+
+def all_stats(head: Head) -> TokenStats:
+    """A loss function for passes that only need statistics: those of all tokens."""
+    return head.all_stats()
+
+
+def differentiable_stats(head: Head) -> TokenStats:
+    """A loss function for passes that need differentiable statistics of all tokens."""
+    return head.stats(torch.arange(len(head), device=head.targets.device))
+
+
+def _plain(head: Head, hidden: Tensor, targets: Tensor) -> TokenStats:
+    return plain_stats(hidden, head.weight, targets, head.temperature, head.entropy_temperature, head.entropy_grad)
+
+
+def _without_cast_cache(stats: TokenStats) -> TokenStats:
+    """Clears the cache: some versions of torch reuse casts made without gradient in a later pass that needs one."""
+    torch.clear_autocast_cache()
+    return stats

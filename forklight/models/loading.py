@@ -1,4 +1,4 @@
-"""Which model to train, and how it is loaded: what the head or the ratio would get wrong is refused."""
+"""Which model to train and how to load it; models for which the head or the ratio would be wrong are refused."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,19 +39,15 @@ class PolicyConfig:
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation."""
     packing: bool = True
-    """Train on rows without padding, in which the prompt of a group stands once. It needs `attention: sdpa` and a model
-    whose layers all have full attention; others get batches of sequences of about one length."""
+    """Train on rows without padding, in which the prompt of a group occurs once. It needs `attention: sdpa` and a model
+    whose layers all have full attention; others get padded batches of sequences of similar length."""
     head: HeadName = "selected"
     """How the LM head is computed in training: `selected`, only for the tokens that the loss reads, in tiles;
-    `gathered`, those tokens under plain autograd; `full`, all answer tokens. The same numbers, other costs."""
-    prune_last_layer: bool = False
-    """In the last layer, compute no more than keys and values of tokens that the loss does not read, where it is known
-    before the pass: with several updates per rollout or several micro-batches. For Llama, Mistral and Qwen; it needs
-    `packing`, and a head other than `full`."""
+    `gathered`, those tokens under plain autograd; `full`, all answer tokens. All give the same numbers."""
     gradient_checkpointing: bool = False
     """Recompute the layers in the backward pass: less memory, a third more work."""
     random_init: bool = False
-    """Take only the architecture from `path` and draw the weights by `seed_everything`: the start of a cold start."""
+    """Take only the architecture from `path`, with random weights seeded by `seed_everything`, for a cold start."""
 
     @property
     def folder(self) -> str:
@@ -63,9 +59,9 @@ def load_settings(config: PolicyConfig) -> PretrainedConfig:
     """Reads the architecture, without weights, and refuses what the head or the ratio would get wrong.
 
     Raises:
-        FileNotFoundError: `policy.path` names a folder that is not there.
-        OSError: it names a model of the hub that cannot be had.
-        ValueError: the model drops out units, or scales its logits in a way the head does not reproduce.
+        FileNotFoundError: `policy.path` names a folder that does not exist.
+        OSError: it names a model of the hub that cannot be loaded.
+        ValueError: the model has dropout, or scales its logits in a way that the head does not reproduce.
     """
     _check_folder(config)
     with _named(config):
@@ -101,7 +97,7 @@ def load_model(config: PolicyConfig) -> PreTrainedModel:
 
 
 def _norms_in_float64(model: PreTrainedModel) -> None:
-    """Models round to float32 in their RMS norms: the gradients of what is computed once or twice would differ."""
+    """RMS norms of models round to float32, so that a prompt computed once or several times gives other gradients."""
     for module in model.modules():
         weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         if type(module).__name__.endswith("RMSNorm") and isinstance(weight, Tensor) and isinstance(eps, float):
@@ -115,7 +111,7 @@ def _rms_norm(module: torch.nn.Module, hidden: Tensor) -> Tensor:
 
 
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model.
+    """Loads the tokenizer of the model.
 
     Raises:
         ValueError: it has no EOS token, so no answer could ever end.
@@ -141,7 +137,7 @@ def eos_ids(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[i
 
 @contextmanager
 def _named(config: PolicyConfig) -> Iterator[None]:
-    """Adds the config key to what transformers says of files that are not there."""
+    """Adds the config key to transformers' errors about missing files."""
     try:
         yield
     except OSError as error:

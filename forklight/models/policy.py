@@ -1,35 +1,35 @@
-"""The language model that is trained: a causal LM of transformers whose head is ours."""
+"""The language model that is trained: a causal LM of transformers with forklight's own LM head."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from forklight.algo.logprobs import token_stats
-from forklight.algo.packing import Packed, buckets_of, pack, prune
-from forklight.algo.plain_head import plain_stats
-from forklight.algo.types import Chunk, TokenStats
+from forklight.algo.batch import MicroBatch
+from forklight.algo.packing import Packed, buckets_of, pack
 from forklight.models.attention import NAME, packs, plain_mask
-from forklight.models.heads import HEADS, HeadInput, HeadName, VisitLoss, VisitOutput
+from forklight.models.heads import HEADS, Head, HeadName
 from forklight.models.loading import PolicyConfig, load_model
-from forklight.models.pruning import prune_last_layer
 from forklight.models.work import Shape, Work
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 
 class Policy(nn.Module):
-    """A causal LM: its body runs on whole sequences, its head only on answer tokens.
+    """A causal LM: its body runs on full sequences, its head only on answer tokens.
 
     Args:
         config: which model to load.
 
     Raises:
-        FileNotFoundError: `policy.path` names a folder that is not there.
-        ValueError: the model drops out units, or scales its logits in a way the head does not reproduce; there is no
-            head of that name; or the last layer cannot be pruned.
+        FileNotFoundError: `policy.path` names a folder that does not exist.
+        ValueError: the model has dropout, or scales its logits in a way that the head does not reproduce; or there is
+            no head of that name.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -40,21 +40,14 @@ class Policy(nn.Module):
         self.model: PreTrainedModel = load_model(config)
         self.shape = Shape.of(self.model)
         self.work = {"train": Work(), "statistics": Work()}
-        """What the passes so far cost, those of training with their backward; callbacks read differences."""
+        """The cost of the passes so far, in training with backward; callbacks read differences."""
         self.packing = config.packing and config.attention == "sdpa" and packs(self.model)
         if self.packing:
             self.model.set_attn_implementation(NAME)
         elif config.packing:
-            log.info("model.policy.packing: %s is trained in padded batches, by lengths", config.path)
-        self.prunes = config.prune_last_layer
-        if self.prunes:
-            if not self.packing or config.head == "full":
-                raise ValueError(
-                    "model.policy.prune_last_layer needs packing, so attention: sdpa and a model of full attention, "
-                    f"and a head other than full; packing is {'on' if self.packing else 'off'}, head: {config.head}"
-                )
-            prune_last_layer(self.model)
-        # Models come in evaluation mode, in which gradient checkpointing does nothing; without dropout both are equal.
+            log.info("model.policy.packing: %s is trained in padded batches of similar lengths", config.path)
+        # Models are loaded in evaluation mode, in which gradient checkpointing does nothing. Without dropout both modes
+        # give the same numbers.
         self.model.train()
         if config.gradient_checkpointing:
             renamed = hasattr(self.model, "activation_checkpointing_enable")  # the older name warns where both are
@@ -62,42 +55,40 @@ class Policy(nn.Module):
 
     def forward(
         self,
-        chunk: Chunk,
-        temperature: float,
-        loss: VisitLoss | None = None,
+        micro_batch: MicroBatch,
+        loss_fn: Callable[[Head], Result],
+        rows: Tensor | None = None,
         *,
+        temperature: float = 1.0,
         entropy_temperature: float | None = None,
         entropy_grad: bool = False,
-    ) -> TokenStats | VisitOutput:
-        """Body, head and, if asked for, the loss: all work on the head's weight lies in here.
+    ) -> Result:
+        """Runs the body on some sequences, and a loss function on the LM head over their answer tokens.
+
+        All work on the head's weight is done in here, where a sharded weight is gathered.
 
         Args:
-            chunk: the sequences, S of them; none at all is fine, the result is then empty but connected.
+            micro_batch: the sequences, S of them; none at all is fine, the head is then empty but connected.
+            loss_fn: gets the head over the N answer tokens, and returns what `forward` returns.
+            rows: int64 [M], the only tokens that `loss_fn` reads, if these are known before; all if None. Hidden states
+                after the last of them are not computed.
             temperature: the sampling temperature T; log-probabilities are those of logits / T.
-            loss: tells which tokens it reads and what to make of them; without it the statistics of all are returned.
             entropy_temperature: of the entropies; T if None.
             entropy_grad: whether the entropies are differentiable.
-
-        Returns:
-            `TokenStats` of the chunk's N answer tokens, or what the visit contributes.
         """
-        whole = loss is None or loss.wants_all or self.head == "full"
-        hidden, work = self._answer_hidden(chunk, None if loss is None or whole else loss.rows())
-        x = HeadInput(
+        kind = HEADS[self.head]
+        hidden, work = self._answer_hidden(micro_batch, None if kind.covers_all else rows)
+        head = kind(
             hidden,
             self.head_weight,
-            chunk.answer_ids,
+            micro_batch.answer_ids,
             temperature,
             temperature if entropy_temperature is None else entropy_temperature,
             entropy_grad,
         )
-        if loss is not None:
-            out = HEADS[self.head](x, loss)
-            self.work["train"] += work + Work(head_products=out.head_products)
-            return out
-        self.work["statistics"] += work + Work(head_products=len(x.targets))
-        # under plain autograd the same rows go through the same products later, and their ratio is exactly 1
-        return token_stats(*x) if self.head == "selected" else plain_stats(*x)
+        result = loss_fn(head)
+        self.work["train" if torch.is_grad_enabled() else "statistics"] += work + Work(head_products=head.products)
+        return result
 
     @property
     def body(self) -> nn.Module:
@@ -111,24 +102,26 @@ class Policy(nn.Module):
         weight: Tensor = self.model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
         return weight
 
-    def _answer_hidden(self, chunk: Chunk, read: Tensor | None) -> tuple[Tensor, Work]:
-        """Hidden states that predict the answer tokens, `[N,H]`, and what they cost.
+    def _answer_hidden(self, micro_batch: MicroBatch, read: Tensor | None) -> tuple[Tensor, Work]:
+        """Hidden states that predict the answer tokens, `[N,H]`, and the cost of the pass.
 
-        Where it is known which tokens are `read`, the states of others are anything.
+        If `read` is given, the states of other tokens are undefined.
         """
-        sequences = len(chunk.rows)
+        sequences = len(micro_batch.rows)
         if sequences == 0:
-            return self._body(chunk.input_ids.new_zeros(1, 1))[0, :0], Work(1)
-        length = chunk.prompt_length + chunk.answer_mask.sum(1) - 1  # the last token predicts nothing
+            return self._body(micro_batch.input_ids.new_zeros(1, 1))[0, :0], Work(1)
+        length = micro_batch.prompt_length + micro_batch.answer_mask.sum(1) - 1  # the last token predicts nothing
         work = Work(1, sequences, int(length.sum()), sequences * int(length.max()))
-        hidden, layers = self._packed_hidden(chunk, read) if self.packing else self._padded_hidden(chunk, length)
+        hidden, layers = (
+            self._packed_hidden(micro_batch, read) if self.packing else self._padded_hidden(micro_batch, length)
+        )
         return hidden, work + layers
 
-    def _packed_hidden(self, chunk: Chunk, read: Tensor | None) -> tuple[Tensor, Work]:
+    def _packed_hidden(self, micro_batch: MicroBatch, read: Tensor | None) -> tuple[Tensor, Work]:
         """All sequences as one row."""
-        packed = self._pack(chunk, read)
+        packed = self._pack(micro_batch, read)
         if len(packed.input_ids) == 0:
-            return self._body(chunk.input_ids.new_zeros(1, 1))[0, [0] * len(packed.predicts)], Work()
+            return self._body(micro_batch.input_ids.new_zeros(1, 1))[0, [0] * len(packed.predicts)], Work()
         hidden = self._body(
             packed.input_ids[None],
             position_ids=packed.position_ids[None],
@@ -138,26 +131,27 @@ class Policy(nn.Module):
         work = Work(row_tokens=len(packed.input_ids), pairs=_pairs(bucket.shape for bucket in packed.buckets))
         return hidden[0].index_select(0, packed.predicts), work
 
-    def _pack(self, chunk: Chunk, read: Tensor | None) -> Packed:
-        """The chunk as one row, without what no token that is read depends on."""
+    def _pack(self, micro_batch: MicroBatch, read: Tensor | None) -> Packed:
+        """The sequences as one row, without tokens on which no token of `read` depends."""
         if read is None:
-            return pack(chunk, segments=chunk.rows.is_cuda)
-        needed = torch.zeros_like(chunk.prompt_length)
-        needed = needed.scatter_reduce(0, chunk.row[read], chunk.column[read] + 1, "amax")
-        packed = pack(chunk, needed, segments=chunk.rows.is_cuda)
-        return prune(packed, chunk, read) if self.prunes and len(read) else packed
+            return pack(micro_batch, segments=micro_batch.rows.is_cuda)
+        needed = torch.zeros_like(micro_batch.prompt_length)
+        needed = needed.scatter_reduce(0, micro_batch.row[read], micro_batch.column[read] + 1, "amax")
+        return pack(micro_batch, needed, segments=micro_batch.rows.is_cuda)
 
-    def _padded_hidden(self, chunk: Chunk, length: Tensor) -> tuple[Tensor, Work]:
-        """Sequences of about one length at a time. Rows are right-padded, so no mask is needed."""
+    def _padded_hidden(self, micro_batch: MicroBatch, length: Tensor) -> tuple[Tensor, Work]:
+        """Batches of sequences of similar length. Rows are right-padded, so no mask is needed."""
         buckets = buckets_of(length)
-        hidden = torch.cat([self._body(chunk.input_ids[rows, :longest]).flatten(0, 1) for rows, longest in buckets])
+        hidden = torch.cat(
+            [self._body(micro_batch.input_ids[rows, :longest]).flatten(0, 1) for rows, longest in buckets]
+        )
         start, total = torch.zeros_like(length), 0
         for rows, longest in buckets:
             start[rows] = total + torch.arange(len(rows), device=rows.device) * longest
             total += len(rows) * longest
-        place = start[:, None] + chunk.answer_positions - 1
+        place = start[:, None] + micro_batch.answer_positions - 1
         work = Work(row_tokens=total, pairs=_pairs((len(rows), longest) for rows, longest in buckets))
-        return hidden.index_select(0, place[chunk.answer_mask]), work
+        return hidden.index_select(0, place[micro_batch.answer_mask]), work
 
     def _body(self, input_ids: Tensor, **settings: object) -> Tensor:
         hidden: Tensor = self.body(input_ids=input_ids, use_cache=False, **settings).last_hidden_state
@@ -165,5 +159,5 @@ class Policy(nn.Module):
 
 
 def _pairs(batches: Iterable[Sequence[int]]) -> int:
-    """Causal pairs of queries and keys in batches of so many sequences and columns."""
+    """Causal pairs of queries and keys in batches of the given shapes (sequences, columns)."""
     return sum(count * longest * (longest + 1) // 2 for count, longest in batches)

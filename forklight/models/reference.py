@@ -1,10 +1,11 @@
-"""The policy that KL terms compare with."""
+"""The reference model of KL terms."""
 
 from typing import Any
 
 import torch
 
-from forklight.algo.types import Chunk, TokenStats
+from forklight.algo.batch import MicroBatch, TokenStats
+from forklight.models.heads import all_stats
 from forklight.models.loading import PolicyConfig
 from forklight.models.policy import Policy
 
@@ -16,7 +17,7 @@ def check_reference(config: PolicyConfig) -> None:
         config: the policy's own settings.
 
     Raises:
-        ValueError: its weights are drawn at random.
+        ValueError: its initial weights are random.
     """
     if config.random_init:
         raise ValueError(
@@ -28,14 +29,14 @@ def check_reference(config: PolicyConfig) -> None:
 class Reference:
     """The policy as it was before training, or at the last refresh.
 
-    It is no `nn.Module`, so its weights stay out of checkpoints: it is loaded again from `model.policy.path`. Only one
-    that is refreshed has weights of its own to keep, by `state_dict`.
+    It is no `nn.Module`, so its weights stay out of checkpoints: it is loaded again from `model.policy.path`. Only a
+    refreshed one is saved, by `state_dict`.
 
     Args:
         config: the policy's own settings.
 
     Raises:
-        ValueError: the policy's weights are drawn at random, so they cannot be loaded again.
+        ValueError: the policy's initial weights are random, so they cannot be loaded again.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -48,7 +49,7 @@ class Reference:
 
     @torch.no_grad()
     def copy_from(self, policy: Policy) -> None:
-        """Takes over the policy's present weights."""
+        """Copies the policy's present weights."""
         for mine, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
             mine.copy_(theirs)
 
@@ -57,12 +58,11 @@ class Reference:
         return {name: value.cpu() for name, value in self.policy.state_dict().items()}
 
     def load_state_dict(self, weights: dict[str, Any]) -> None:
-        """Goes on with the weights of a checkpoint."""
+        """Restores the weights of a checkpoint."""
         self.policy.load_state_dict(weights)
 
     @torch.no_grad()
-    def stats(self, chunk: Chunk, temperature: float) -> TokenStats:
-        """Statistics of the chunk's answer tokens under the reference."""
-        stats = self.policy(chunk, temperature)
-        assert isinstance(stats, TokenStats)
+    def stats(self, micro_batch: MicroBatch, temperature: float) -> TokenStats:
+        """Statistics of the answer tokens of some sequences under the reference."""
+        stats: TokenStats = self.policy(micro_batch, all_stats, temperature=temperature)
         return stats

@@ -1,4 +1,4 @@
-"""A model's weights as a checkpoint of it has them: by name and whole, whatever adapters and shards hold them."""
+"""A model's weights by their names in a checkpoint, also if they are sharded or have adapters."""
 
 from collections.abc import Iterator
 
@@ -11,15 +11,15 @@ _WRAPPED = ".base_layer"
 
 
 @torch.no_grad()
-def whole_weights(model: nn.Module, *, tied_once: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights, one after the other: no more than one gathered or merged weight is there at a time.
+def full_weights(model: nn.Module, *, tied_once: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights, one after the other: at most one gathered or merged weight is in memory at a time.
 
-    Every rank must take all of them if they are shards: each is a collective.
+    If they are sharded, every rank must take all of them: each is a collective.
 
     Args:
         model: a causal LM, possibly sharded (FSDP2) or with adapters of peft inside its layers. Adapters that are
             switched on are merged into the weights that they adapt.
-        tied_once: whether a weight with several names (tied embeddings) comes under its first one only.
+        tied_once: whether a weight with several names (tied embeddings) comes once, under its first name.
 
     Yields:
         Name and weight; not to be changed, it may be the model's own memory.

@@ -1,4 +1,4 @@
-"""What the passes over a policy cost, counted where they run."""
+"""The cost of passes over a policy, counted where they run."""
 
 from dataclasses import astuple, dataclass
 
@@ -12,15 +12,15 @@ class Work:
     passes: int = 0
     sequences: int = 0
     tokens: int = 0
-    """Of the sequences, each with its own prompt and without padding."""
+    """Tokens of the sequences, each with its own prompt and without padding."""
     padded_tokens: int = 0
-    """Of the same sequences in one padded batch per pass."""
+    """Tokens of the same sequences in one padded batch per pass."""
     row_tokens: int = 0
-    """That went through the layers."""
+    """Tokens that went through the layers."""
     pairs: int = 0
-    """Queries times keys in attention, half of a square for a causal one."""
+    """Queries times keys in attention, half of a square if it is causal."""
     head_products: int = 0
-    """Rows times the products with the head's weight that each had, forward and backward."""
+    """Products of a row with the head's weight, forward and backward."""
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -34,9 +34,9 @@ class Shape:
     """Multiply-adds of a model, without norms and activations."""
 
     per_token: int
-    """In the layers: their parameters."""
+    """Per token, in all layers: the number of their parameters."""
     per_pair: int
-    """Of a query and a key, in all layers."""
+    """Per query and key, in all layers."""
     per_head_product: int
     """V * H."""
 
@@ -59,5 +59,5 @@ class Shape:
 
     @property
     def pair_cost(self) -> float:
-        """What a pair costs, in tokens."""
+        """The cost of a query and a key, in units of one token."""
         return self.per_pair / self.per_token

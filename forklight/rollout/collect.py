@@ -1,140 +1,171 @@
-"""From problems to experience: sample, verify, filter, shape, group advantages."""
+"""From problems to a rollout: sample, verify, filter, shape, group advantages."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from forklight.algo.advantages import Advantage, AdvantageName, estimate_advantages
+from forklight.algo.batch import RolloutBatch
 from forklight.algo.plan import update_and_rank
-from forklight.algo.types import Experience
-from forklight.data.visits import PromptBatch
-from forklight.rollout.answers import Answerer, Group
-from forklight.rollout.lesson import NonFiniteError
-from forklight.rollout.ranks import Ranks
-from forklight.rollout.sampler import EngineError
-from forklight.rollout.spec import RolloutSpec
-from forklight.rollout.verdicts import reward_by_length, verdict_counts
+from forklight.data.stream import PromptBatch
+from forklight.distributed import Ranks
+from forklight.errors import EngineError, NonFiniteError
+from forklight.rollout.config import RolloutConfig
+from forklight.rollout.generate import AnswerGenerator, Group
+from forklight.rollout.overlong import soft_overlong
+from forklight.rollout.reward_stats import reward_by_length, verdict_counts
+from forklight.rollout.tensors import batch_of_rank
 from forklight.types import Completion, Problem, Verdict
-from forklight.verify.shaping import soft_overlong
-
-__all__ = ["Collector", "Penalty", "Rollout", "RolloutSpec"]
 
 log = logging.getLogger(__name__)
-
-Penalty = Callable[[Experience], Tensor]
-"""What to subtract from the rewards of this rank's sequences, `[S]`. Called on all ranks: it may use collectives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What one collection brought."""
+    """The result of one collection."""
 
-    experience: Experience
+    batch: RolloutBatch
     """The sequences of this rank."""
     groups: list[Group]
-    """The kept groups of all ranks, in draw order."""
+    """The kept groups of all ranks, in the order of the rollout."""
+    metrics: dict[str, float]
+    """Over all ranks; keys as in TensorBoard."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRollout:
+    """A rollout before its advantages."""
+
+    batch: RolloutBatch
+    """The sequences of this rank, with the rewards of the verifier after shaping, and no advantages yet: all 0."""
+    groups: list[Group]
+    """The kept groups of all ranks, in the order of the rollout."""
+    rewards: Tensor  # float [P,G] of all ranks
+    trained: Tensor  # bool [P] False for groups that only fill up the rollout
+    ranks: tuple[int, ...]
+    """The rank that trains on each of the P problems."""
     metrics: dict[str, float]
     """Over all ranks; keys as in TensorBoard."""
 
 
 class Collector:
-    """Makes experience of problems.
+    """Makes rollouts of problems.
 
     Args:
-        answerer: samples and verifies.
-        spec: lengths, temperature, dynamic sampling, shaping.
-        advantage: how rewards become advantages, by name or by an object of one's own.
+        generator: samples and verifies.
+        config: lengths, temperature, dynamic sampling, shaping.
+        advantage: how rewards become advantages, by name or by a user-defined estimator.
         ranks: the data-parallel group.
     """
 
     def __init__(
-        self, answerer: Answerer, spec: RolloutSpec, advantage: AdvantageName | Advantage, ranks: Ranks
+        self,
+        generator: AnswerGenerator,
+        config: RolloutConfig,
+        advantage: AdvantageName | Advantage,
+        ranks: Ranks,
     ) -> None:
-        self.answerer = answerer
-        self.spec = spec
+        self.generator = generator
+        self.config = config
         self.advantage = advantage
         self.ranks = ranks
-        self.uids: dict[int, str] = {}
-        """The problems' uids by draw number, of the last rollout."""
-        self._warned = not spec.truncates
+        self._warned = not config.truncates
 
-    def collect(self, batch: PromptBatch, penalty: Penalty | None = None) -> Rollout:
-        """One rollout: P groups of G answers, with advantages.
+    def sample(self, batch: PromptBatch) -> SampledRollout:
+        """P groups of G answers, verified and rewarded.
 
-        Global draw order decides everything: which groups are kept, the update each belongs to and the rank that
-        trains on it. So neither the number of ranks nor the speed of one changes what is learnt.
+        The order of the problems over all ranks decides which groups are kept, the update each belongs to and the rank
+        that trains on it. So neither the number of ranks nor the speed of a rank changes what is learnt.
 
         Args:
             batch: the problems, and the stream to draw more from.
-            penalty: sees this rank's experience with advantages of the unpunished rewards, and returns what to subtract
-                from the rewards; the advantages are then computed again.
 
         Raises:
-            ValueError: the problems cannot be shared by updates and ranks, a prompt is too long, or the penalty is not
-                one finite number per sequence.
-            NonFiniteError: an answer was drawn with a log-probability that is NaN or infinite, on this rank or another.
+            ValueError: the problems cannot be shared by updates and ranks, or a prompt is too long.
+            NonFiniteError: an answer has a log-probability that is NaN or infinite, on this rank or another.
         """
         self._warn_of_truncation()
         wanted = len(batch.problems)
-        kept, filler, drawn = self._draw_groups(batch)
+        kept, filler, drawn = self._sample_groups(batch)
         missing = max(0, wanted - len(kept))
         if missing:
             log.warning(
                 "rollout %d: %d of %d groups have both right and wrong answers after rollout.max_rounds = %d; "
                 "groups without gradient fill up the rest",
-                batch.rollout, len(kept), wanted, self.spec.max_rounds,
+                batch.rollout, len(kept), wanted, self.config.max_rounds,
             )  # fmt: skip
-        groups = sorted(kept[:wanted] + filler[:missing], key=lambda group: group.draw)
-        self.uids = {group.draw: group.problem.uid for group in groups}
-        masked = {group.draw for group in filler[:missing]}
-        trained = torch.tensor([group.draw not in masked for group in groups])
+        groups = sorted(kept[:wanted] + filler[:missing], key=lambda group: group.problem_index)
+        masked = {group.problem_index for group in filler[:missing]}
         rewards = torch.tensor([self._rewards(group) for group in groups])
-        advantages = self._advantages(rewards, trained)
-        experience = self._experience(groups, rewards, advantages, batch)
+        places = update_and_rank(len(groups), batch.updates, self.ranks.size)
         metrics = {
             "rollout/problems_drawn": float(drawn),
             "rollout/surplus_groups": float(len(kept) - wanted + missing),
             "rollout/masked_groups": float(missing),
             "rollout/epoch": batch.stream.epoch,
         }
+        return SampledRollout(
+            batch=batch_of_rank(groups, rewards, places, self.ranks.rank),
+            groups=groups,
+            rewards=rewards,
+            trained=torch.tensor([group.problem_index not in masked for group in groups]),
+            ranks=tuple(rank for _, rank in places),
+            metrics=metrics | _verify_metrics(kept + filler, self.config.max_new_tokens),
+        )
+
+    def finish(self, sampled: SampledRollout, penalty: Tensor | None = None) -> Rollout:
+        """Computes the advantages of a rollout.
+
+        Args:
+            sampled: the rollout.
+            penalty: [S], subtracted from the rewards of this rank's sequences; all ranks give one, or none does.
+
+        Raises:
+            ValueError: the penalty is not one finite number per sequence.
+        """
+        rewards, metrics = sampled.rewards, dict(sampled.metrics)
         if penalty is not None:
-            lost = self._penalties(experience, penalty).view_as(rewards)
+            lost = self._of_all_ranks(sampled.batch, penalty).view_as(rewards)
             metrics["rollout/penalty"] = float(lost.double().mean())
             rewards = rewards - lost.to(rewards)
-            advantages = self._advantages(rewards, trained)
-            experience = self._experience(groups, rewards, advantages, batch)
-        metrics |= _metrics(groups, rewards, advantages) | _verify_metrics(kept + filler, self.spec.max_new_tokens)
-        return Rollout(experience, groups, metrics)
+        advantages = torch.zeros_like(rewards)  # filler groups get 0 and do not enter the statistics of other groups
+        if sampled.trained.any():
+            advantages[sampled.trained] = estimate_advantages(self.advantage, rewards[sampled.trained])
+        contributing = (advantages != 0).any(1, keepdim=True).expand_as(advantages)
+        mine = [i for i, rank in enumerate(sampled.ranks) if rank == self.ranks.rank]
+        batch = sampled.batch.with_advantages(
+            *(values[mine].flatten() for values in (rewards, advantages, contributing))
+        )
+        return Rollout(batch, sampled.groups, metrics | _metrics(sampled.groups, rewards, advantages))
 
     def _warn_of_truncation(self) -> None:
         if not self._warned:
             log.warning(
-                "rollout.top_p = %g, rollout.top_k = %d: answers are drawn from a part of the vocabulary, ratios and "
+                "rollout.top_p = %g, rollout.top_k = %d: answers are sampled from a part of the vocabulary, ratios and "
                 "entropies are of the full one (rollout.allow_truncated_sampling)",
-                self.spec.top_p, self.spec.top_k,
+                self.config.top_p, self.config.top_k,
             )  # fmt: skip
             self._warned = True
 
-    def _draw_groups(self, batch: PromptBatch) -> tuple[list[Group], list[Group], int]:
-        """Groups to keep, groups to fill up with, and the number drawn; without dynamic sampling all are kept."""
+    def _sample_groups(self, batch: PromptBatch) -> tuple[list[Group], list[Group], int]:
+        """Groups to keep, filler groups, and the number of problems drawn; without dynamic sampling all are kept."""
         wanted, problems, drawn = len(batch.problems), list(batch.problems), 0
         kept: list[Group] = []
         filler: list[Group] = []
-        for _ in range(self.spec.max_rounds):
+        for _ in range(self.config.max_rounds):
             if drawn:
-                # As many as the share kept so far promises; the same number on all ranks.
+                # Extrapolated from the share kept so far; the same number on all ranks.
                 more = min(wanted, -(-(wanted - len(kept)) * drawn // max(len(kept), 1)))  # rounded up
                 problems = batch.stream.draw(more)
             groups = self._answer_on_all_ranks(problems, drawn, batch)
             drawn += len(problems)
-            if not self.spec.dynamic_sampling:
+            if not self.config.dynamic_sampling:
                 return groups, [], drawn
-            # The filter looks at the verifier's outcome: shaping would make a group of wrong answers look mixed.
+            # The filter uses the verifier's outcome: shaping would make a group of wrong answers look mixed.
             kept += [group for group in groups if group.mixed]
             filler += [group for group in groups if not group.mixed]
             if len(kept) >= wanted:
@@ -142,113 +173,61 @@ class Collector:
         return kept, filler, drawn
 
     def _answer_on_all_ranks(self, problems: Sequence[Problem], first: int, batch: PromptBatch) -> list[Group]:
-        """Every rank answers its share; every rank then knows all groups, in draw order."""
+        """Every rank answers its share; every rank gets all groups, in the order of the rollout."""
         mine = slice(self.ranks.rank, None, self.ranks.size)
         failure: ValueError | OSError | EngineError | None = None
         try:
-            groups = self.answerer.answer(
+            groups = self.generator.answer(
                 problems[mine],
                 range(first, first + len(problems))[mine],
                 batch.rollout,
                 answers=batch.answers,
-                max_new_tokens=self.spec.max_new_tokens,
-                temperature=self.spec.temperature,
+                max_new_tokens=self.config.max_new_tokens,
+                temperature=self.config.temperature,
                 template=batch.template,
                 verifier=batch.verifier,
-                top_p=self.spec.top_p,
-                top_k=self.spec.top_k,
+                top_p=self.config.top_p,
+                top_k=self.config.top_k,
             )
         except (ValueError, OSError, EngineError) as error:
             groups, failure = [], error
         if self.ranks.any(failure is not None):  # all ranks stop: none is left waiting for this one's answers
-            stories = self.ranks.gather(failure and (isinstance(failure, NonFiniteError), str(failure)))
-            not_finite, story = next(filter(None, stories))
-            message = f"rollout {batch.rollout}: {failure or 'another rank, ' + story}"
+            failures = self.ranks.gather(failure and (isinstance(failure, NonFiniteError), str(failure)))
+            not_finite, reason = next(filter(None, failures))
+            message = f"rollout {batch.rollout}: {failure or 'another rank, ' + reason}"
             if not_finite:
-                raise NonFiniteError(message, getattr(failure, "batch", None)) from failure
+                raise NonFiniteError(message, getattr(failure, "dump", None)) from failure
             raise ValueError(message) from failure
-        return sorted(chain.from_iterable(self.ranks.gather(groups)), key=lambda group: group.draw)
+        return sorted(chain.from_iterable(self.ranks.gather(groups)), key=lambda group: group.problem_index)
 
     def _rewards(self, group: Group) -> list[float]:
-        """What the verifier gives, and DAPO's punishment for an answer that comes close to the length limit."""
+        """The verifier's rewards, with DAPO's punishment of answers near the length limit."""
 
         def reward(completion: Completion, verdict: Verdict) -> float:
-            length, spec = len(completion.token_ids), self.spec
+            length, config = len(completion.token_ids), self.config
             return verdict.reward + soft_overlong(
-                length, spec.max_new_tokens, spec.overlong_buffer, spec.overlong_penalty
+                length, config.max_new_tokens, config.overlong_buffer, config.overlong_penalty
             )
 
         return [reward(*pair) for pair in zip(group.completions, group.verdicts, strict=True)]
 
-    def _advantages(self, rewards: Tensor, trained: Tensor) -> Tensor:
-        """`[P,G]`; groups that only fill up get 0, and have no part in what others are compared with."""
-        advantages = torch.zeros_like(rewards)
-        if trained.any():
-            advantages[trained] = estimate_advantages(self.advantage, rewards[trained])
-        return advantages
-
-    def _penalties(self, mine: Experience, penalty: Penalty) -> Tensor:
-        """What every answer of all ranks loses, in draw order, `[P*G]`."""
-        try:
-            values = penalty(mine)
-        except NonFiniteError as error:
-            error.batch = {"uids": self.uids, "experience": mine.state_dict()}
-            raise
-        if values.shape != mine.row_key.shape:
-            raise ValueError(f"the penalty has shape {tuple(values.shape)} for {len(mine.row_key)} sequences")
-        shares = self.ranks.gather((mine.row_key.cpu(), values.detach().cpu()))
-        keys, lost = (torch.cat(tensors) for tensors in zip(*shares, strict=True))
+    def _of_all_ranks(self, mine: RolloutBatch, penalty: Tensor) -> Tensor:
+        """The penalty of every answer of all ranks, in the order of the rollout, `[P*G]`."""
+        if penalty.shape != mine.sequence_id.shape:
+            raise ValueError(f"the penalty has shape {tuple(penalty.shape)} for {len(mine.sequence_id)} sequences")
+        parts = self.ranks.gather((mine.sequence_id.cpu(), penalty.detach().cpu()))
+        ids, lost = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         if not lost.isfinite().all():
-            raise ValueError(f"the penalty of sequence {keys[~lost.isfinite()][0]} (row_key) is not finite")
-        return lost[keys.argsort()]
-
-    def _experience(self, groups: list[Group], rewards: Tensor, advantages: Tensor, batch: PromptBatch) -> Experience:
-        """The tensors of this rank's groups."""
-        places = update_and_rank(len(groups), batch.updates, self.ranks.size)
-        mine = [i for i, (_, rank) in enumerate(places) if rank == self.ranks.rank]
-        rows = [(i, completion) for i in mine for completion in groups[i].completions]
-        prompt_length = torch.tensor([len(groups[i].prompt_ids) for i, _ in rows])
-        answer_length = torch.tensor([len(completion.token_ids) for _, completion in rows])
-        parts = (part for i, completion in rows for part in (groups[i].prompt_ids, completion.token_ids))
-        tokens = torch.from_numpy(np.fromiter(chain.from_iterable(parts), np.int64))
-        contributing = (advantages != 0).any(1, keepdim=True).expand_as(advantages)
-        return Experience(
-            input_ids=_padded(tokens, prompt_length + answer_length, 0),
-            prompt_length=prompt_length,
-            answer_length=answer_length,
-            rewards=rewards[mine].flatten(),
-            advantages=advantages[mine].flatten(),
-            contributing=contributing[mine].flatten(),
-            right=torch.tensor([verdict.right for i in mine for verdict in groups[i].verdicts]),
-            truncated=torch.tensor([completion.truncated for _, completion in rows]),
-            update=torch.tensor([places[i][0] for i, _ in rows]),
-            group=torch.tensor([groups[i].draw for i, _ in rows]),
-            row_key=torch.tensor([groups[i].draw * batch.answers + completion.index for i, completion in rows]),
-            sampler_logp=_sampler_logp(groups, [completion for _, completion in rows], answer_length),
-        )
+            raise ValueError(f"the penalty of sequence {ids[~lost.isfinite()][0]} (sequence_id) is not finite")
+        return lost[ids.argsort()]
 
 
 def _verify_metrics(groups: list[Group], limit: int) -> dict[str, float]:
-    """What the verifier said of every answer that was drawn, discarded ones included."""
+    """Metrics of the verdicts on all sampled answers, discarded ones included."""
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
     found = verdict_counts(verdicts) | reward_by_length(zip(verdicts, lengths, strict=True), limit)
     return {f"verify/{name}": value for name, value in found.items()}
-
-
-def _sampler_logp(groups: list[Group], mine: list[Completion], length: Tensor) -> Tensor | None:
-    """float32 `[S,T]`, NaN behind an answer's end; None on all ranks if the sampler was silent on one of them."""
-    if any(completion.logp is None for group in groups for completion in group.completions):
-        return None
-    logp = bytearray().join(completion.logp for completion in mine if completion.logp is not None)
-    return _padded(torch.frombuffer(logp, dtype=torch.float32), length, torch.nan)
-
-
-def _padded(values: Tensor, length: Tensor, fill: float) -> Tensor:
-    """Rows of these lengths, made of all their values one after the other; `fill` behind a row's end."""
-    longest = int(length.max())
-    padded = torch.full((len(length), longest), fill, dtype=values.dtype)
-    return padded.masked_scatter_(torch.arange(longest) < length[:, None], values)
 
 
 def _metrics(groups: list[Group], rewards: Tensor, advantages: Tensor) -> dict[str, float]:

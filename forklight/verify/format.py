@@ -3,7 +3,7 @@
 import re
 
 from forklight.types import Verdict
-from forklight.verify.extract import after_thought, find_boxes
+from forklight.verify.math.extract import after_thought, find_boxes
 
 _THOUGHT = re.compile(r"</?think>")
 

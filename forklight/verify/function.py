@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from forklight.types import Outcome, Verdict
-from forklight.verify.messages import Serve, Service
-from forklight.verify.pool import Reply, UsesWorkers
+from forklight.verify.workers.messages import Serve, Service
+from forklight.verify.workers.pool import Reply, UsesWorkers
 
 RewardFunction = Callable[[str, str], float | bool]
 """From (answer text, gold) to the reward: a number, or whether the answer is right."""

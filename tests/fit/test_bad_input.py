@@ -1,6 +1,7 @@
 """Bad input: one message that names key, file and numbers, an exit code, and not a byte written."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,9 +9,11 @@ from tiny import write_model
 from toy_runs import contents, fit, refused, run
 
 from forklight.cli import innermost, main
+from forklight.data.datamodule import MathDataModule
+from forklight.data.problems import ProblemFile
 
 MODEL, DATA = "forklight.module.ForkGRPOModule", "forklight.data.datamodule.MathDataModule"
-CALLBACK, OTHER = ["--trainer.callbacks+"], "lightning.pytorch.callbacks."
+OTHER = "lightning.pytorch.callbacks."
 
 KEYS = {
     "unknown key": (["--bogus", "1"], ["--bogus"]),
@@ -27,45 +30,23 @@ KEYS = {
 """What the parser refuses."""
 
 VALUES = {
-    "rho 0": (["--model.selection.rho", "0"], ["selection.rho", "0.0"]),
-    "rho below 0": (["--model.selection.rho", "-0.1"], ["selection.rho", "-0.1"]),
-    "rho above 1": (["--model.selection.rho", "1.5"], ["selection.rho", "1.5"]),
-    "greedy training": (["--model.rollout.temperature", "0"], ["rollout.temperature", "0.0"]),
-    "one answer": (["--data.answers_per_prompt", "1"], ["data.answers_per_prompt", "1"]),
-    "P and K": (
-        ["--data.updates_per_rollout", "3"],
-        ["data.prompts_per_rollout = 4", "data.updates_per_rollout * ranks = 3 * 1"],
-    ),
-    "A": (["--trainer.accumulate_grad_batches", "17"], ["trainer.accumulate_grad_batches = 17", "16 sequences"]),
-    "max_epochs": (["--trainer.max_epochs", "3"], ["trainer.max_epochs = 3", "trainer.max_steps"]),
-    "no max_steps": (["--trainer.max_steps", "-1"], ["trainer.max_steps is required"]),
-    "share of an epoch": (["--trainer.limit_train_batches", "0.5"], ["trainer.limit_train_batches = 0.5"]),
-    "evaluation by share": (["--trainer.val_check_interval", "0.5"], ["trainer.val_check_interval = 0.5"]),
-    "evaluation inside a rollout": (
-        ["--trainer.val_check_interval", "6", "--data.updates_per_rollout", "4"],
-        ["trainer.val_check_interval = 6", "= 4 visits"],
-    ),
-    "changing accumulation": (
-        [*CALLBACK, OTHER + "GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{0: 1, 1: 2}"],
-        ["GradientAccumulationScheduler", "trainer.accumulate_grad_batches"],
-    ),
-    "checkpoints by step": (
-        [*CALLBACK, OTHER + "ModelCheckpoint", "--trainer.callbacks.every_n_train_steps", "2"],
-        ["ModelCheckpoint.every_n_train_steps = 2", "checkpoint.every_n_updates"],
-    ),
-    "checkpoints by time": (
-        [*CALLBACK, OTHER + "ModelCheckpoint", "--trainer.callbacks.train_time_interval", "0:01:00"],
-        ["ModelCheckpoint.train_time_interval = 0:01:00", "checkpoint.every_n_updates"],
-    ),
-    "another last.ckpt": (
-        [*CALLBACK, OTHER + "ModelCheckpoint", "--trainer.callbacks.save_last", "true"],
+    "a value, by its class": (["--model.selection.rho", "1.5"], ["selection.rho", "1.5"]),
+    "greedy training, by its class": (["--model.rollout.temperature", "0"], ["rollout.temperature", "0.0"]),
+    "one answer, by the data": (["--data.answers_per_prompt", "1"], ["data.answers_per_prompt", "1"]),
+    "max_epochs, by the guards": (["--trainer.max_epochs", "3"], ["trainer.max_epochs = 3", "trainer.max_steps"]),
+    "a callback, by the guards": (
+        ["--trainer.callbacks+", OTHER + "ModelCheckpoint", "--trainer.callbacks.save_last", "true"],
         ["ModelCheckpoint.save_last = True", "last.ckpt"],
     ),
-    "checkpoints never": (["--checkpoint.keep", "0"], ["checkpoint.keep = 0"]),
+    "evaluation by share, by the command line": (
+        ["--trainer.val_check_interval", "0.5"],
+        ["trainer.val_check_interval = 0.5"],
+    ),
+    "checkpoints never, by the callback": (["--checkpoint.keep", "0"], ["checkpoint.keep = 0"]),
     "no model folder": (["--model.policy.path", "/no/such/model"], ["model.policy.path = '/no/such/model'"]),
     "a file as run folder": (["--run_dir", __file__], [f"--run_dir {__file__} is a file"]),
-}  # fmt: skip
-"""What the components, the guards and the run folder refuse."""
+}
+"""What others refuse, one of each kind; the tests of these others have the rest."""
 
 
 @pytest.mark.parametrize("case", [*KEYS, *VALUES])
@@ -83,9 +64,19 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(("case", "where"), [*((case, "train") for case in FILES), ("malformed", "val")])
-def test_a_bad_data_file_is_refused_before_anything_is_written(case, where, tmp_path, capsys):
+@pytest.mark.parametrize("case", FILES)
+def test_a_bad_data_file_is_refused_when_it_is_read(case, tmp_path):
     text, words = FILES[case]
+    file = tmp_path / "problems.jsonl"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(file))) as error:
+        MathDataModule(train=[ProblemFile(str(file))]).read()
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("where", ["train", "val"])
+def test_a_bad_data_file_is_refused_before_anything_is_written(where, tmp_path, capsys):
+    text, words = FILES["malformed"]
     file = tmp_path / "problems.jsonl"
     file.write_text(text)
     source = {"class_path": "forklight.data.problems.ProblemFile", "init_args": {"path": str(file)}}
@@ -145,8 +136,8 @@ def test_a_config_without_data_is_refused(tmp_path, capsys):
 
 
 COMMANDS = [
-    (["fti"], "'fit', 'validate', 'test', 'predict'"),
-    ([], "{fit,validate,test,predict}"),
+    (["fti"], "'fit', 'validate', 'test', 'predict', 'compare'"),
+    ([], "{fit,validate,test,predict,compare}"),
     (["fit", "--config", "/no.yaml"], "/no.yaml"),
 ]
 
@@ -206,9 +197,10 @@ def test_a_guarded_setting_leaves_the_run_alone(folder, capsys):
     assert "save_last" in refused_and_untouched(capsys, folder, "--ckpt_path", "last", *callback)
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate"])
-@pytest.mark.parametrize("name", ["last.ckpt", "update-00000002.ckpt"])
-def test_a_truncated_checkpoint_is_refused(name, verb, folder, capsys):
+@pytest.mark.parametrize(
+    ("verb", "name"), [("fit", "last.ckpt"), ("fit", "update-00000002.ckpt"), ("validate", "last.ckpt")]
+)
+def test_a_truncated_checkpoint_is_refused(verb, name, folder, capsys):
     path = folder / "checkpoints" / name
     path.write_bytes(path.read_bytes()[:-1000])  # last.ckpt is a link: the file it points to is cut
     wanted = "last" if name == "last.ckpt" else str(path)

@@ -8,9 +8,14 @@ import torch
 import toy_runs
 from toy_runs import checkpoint, curves, fit, run, weights
 
-from forklight.algo.spec import ForkSelection
-from forklight.rollout.hf import HFSampler
-from forklight.rollout.sampler import Decoding, Sampled
+from forklight.algo.config import AlgorithmConfig
+from forklight.algo.correction import CorrectionConfig
+from forklight.algo.kl import KLConfig
+from forklight.algo.objectives import Archer, Grpo, Gspo
+from forklight.algo.selection.spec import ForkSelection
+from forklight.rollout.config import RolloutConfig
+from forklight.sampling.base import Sampled, SamplingParams
+from forklight.sampling.hf import HFSampler
 from forklight.types import Verdict
 
 
@@ -18,7 +23,7 @@ class SilentSampler(HFSampler):
     """Does not tell how probable its tokens were."""
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: Decoding
+        self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: SamplingParams
     ) -> list[list[Sampled]]:
         groups = super().sample(prompts, keys, answers, decoding)
         return [[Sampled(answer.token_ids, logp=None) for answer in group] for group in groups]
@@ -38,55 +43,85 @@ def refused(capsys, folder, *more):
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
-S, R, C, OBJECTIVE = "--model.selection.", "--model.rollout.", "--model.correction.", "--model.objective"
-CASES = {
-    "a reference of random weights": (["--model.kl.coef", "0.1"], ["model.policy.random_init = true"]),
-    "rho NaN": ([S + "rho", ".nan"], ["selection.rho", "got nan"]),
-    "unknown preset": ([S + "preset", "papper"], ["selection.preset", "paper-code", "'papper'"]),
-    "unknown keep": ([S + "keep", "best"], ["selection.keep", "'low_probability'", "best"]),
-    "unknown term": ([S + "terms", "[policy,value]"], ["selection.terms", "value"]),
-    "the mask on no policy term": ([S + "terms", "[entropy]"], ["selection.terms", "`policy`", "['entropy']"]),
-    "the mask on a KL that is not there": ([S + "terms", "[policy,kl]"], ["selection.terms", "kl", "model.kl"]),
-    "temperature 0": ([S + "temperature", "0"], ["selection.temperature", "got 0.0"]),
-    "a rollout ranked by a policy that changes": (
-        [S + "scope", "rollout", S + "entropy_of", "current", "--data.updates_per_rollout", "2"],
-        ["selection.scope: rollout", "data.updates_per_rollout = 2", "selection.entropy_of: old"],
+S, R = "--model.selection.", "--model.rollout."
+SETTINGS = {
+    "rho NaN": (lambda: ForkSelection(rho=math.nan), ["selection.rho", "got nan"]),
+    "rho 0": (lambda: ForkSelection(rho=0.0), ["selection.rho", "got 0.0"]),
+    "rho below 0": (lambda: ForkSelection(rho=-0.1), ["selection.rho", "got -0.1"]),
+    "unknown preset": (lambda: ForkSelection.preset("papper"), ["selection.preset", "paper-code", "'papper'"]),
+    "unknown keep": (lambda: ForkSelection(keep="best"), ["selection.keep", "'low_probability'", "best"]),
+    "unknown term": (lambda: ForkSelection(masked_terms=("policy", "value")), ["selection.masked_terms", "value"]),
+    "the mask on no policy term": (
+        lambda: ForkSelection(masked_terms=("entropy",)),
+        ["selection.masked_terms", "`policy`", "['entropy']"],
+    ),
+    "temperature 0": (lambda: ForkSelection(temperature=0.0), ["selection.temperature", "got 0.0"]),
+    "a part of the vocabulary": (
+        lambda: RolloutConfig(top_p=0.9),
+        ["rollout.top_p = 0.9", "rollout.allow_truncated_sampling: true"],
+    ),
+    "a lower bound above 1": (lambda: CorrectionConfig(low=1.5), ["model.correction.low", "got 1.5"]),
+    "an upper bound below 1": (lambda: CorrectionConfig(high=0.5), ["model.correction.high", "got 0.5"]),
+    "a negative KL": (lambda: KLConfig(coef=-0.1), ["model.kl.coef", "got -0.1"]),
+    "the mask on a KL that is not there": (
+        lambda: AlgorithmConfig(ForkSelection(masked_terms=("policy", "kl"))),
+        ["selection.masked_terms", "kl", "model.kl"],
     ),
     "covariance inside one answer": (
-        [S + "keep", "covariance", S + "scope", "sequence"],
+        lambda: AlgorithmConfig(ForkSelection(keep="covariance", scope="sequence")),
         ["selection.keep: covariance", "scope"],
     ),
     "a token mean and a sequence mean": (
-        [S + "denominator", "micro_batch", OBJECTIVE, "forklight.algo.objectives.Grpo"],
+        lambda: AlgorithmConfig(ForkSelection(denominator="micro_batch"), Grpo()),
         ["selection.denominator: micro_batch", "Grpo"],
     ),
     "GSPO over dropped tokens": (
-        [S + "denominator", "answer", OBJECTIVE, "forklight.algo.objectives.Gspo"],
+        lambda: AlgorithmConfig(ForkSelection(denominator="answer"), Gspo()),
         ["selection.denominator must be selected", "Gspo"],
     ),
     "Archer over kept tokens alone": (
-        [OBJECTIVE, "forklight.algo.objectives.Archer"],
+        lambda: AlgorithmConfig(objective=Archer()),
         ["selection.denominator must be answer", "Archer"],
     ),
-    "a part of the vocabulary": (
-        [R + "top_p", "0.9"],
-        ["rollout.top_p = 0.9", "rollout.allow_truncated_sampling: true"],
-    ),
-    "a lower bound above 1": ([C + "low", "1.5"], ["model.correction.low", "got 1.5"]),
-    "an upper bound below 1": ([C + "high", "0.5"], ["model.correction.high", "got 0.5"]),
     "the mismatch twice": (
-        [C + "method", "token_mask", "--model.old_logp_from", "sampler"],
+        lambda: AlgorithmConfig(correction=CorrectionConfig(method="token_mask"), old_logp_from="sampler"),
         ["model.correction.method: token_mask", "model.old_logp_from: sampler"],
     ),
-    "old log-probabilities of nobody": (["--model.old_logp_from", "reference"], ["old_logp_from", "reference"]),
-    "a negative KL": (["--model.kl.coef", "-0.1"], ["model.kl.coef", "got -0.1"]),
-    "a negative entropy bonus": (["--model.entropy_coef", "-0.01"], ["model.entropy_coef", "got -0.01"]),
-}  # fmt: skip
+    "old log-probabilities of nobody": (
+        lambda: AlgorithmConfig(old_logp_from="reference"),
+        ["old_logp_from", "reference"],
+    ),
+    "a negative entropy bonus": (lambda: AlgorithmConfig(entropy_coef=-0.01), ["model.entropy_coef", "got -0.01"]),
+}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_that_contradict_themselves_or_each_other_are_refused(case):
+    make, words = SETTINGS[case]
+    with pytest.raises(ValueError) as error:  # noqa: PT011  the words are looked for below
+        make()
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+RUNS = {
+    "a choice, by the parser": ([S + "keep", "best"], ["selection.keep", "'low_probability'", "best"]),
+    "one setting, by its class": ([S + "rho", ".nan"], ["selection.rho", "got nan"]),
+    "several settings, by the algorithm": (
+        [S + "denominator", "answer", "--model.objective", "forklight.algo.objectives.Gspo"],
+        ["selection.denominator must be selected", "Gspo"],
+    ),
+    "a reference of random weights, by the module": (["--model.kl.coef", "0.1"], ["model.policy.random_init = true"]),
+    "a rollout ranked by a policy that changes, by the guards": (
+        [S + "scope", "rollout", S + "entropy_of", "current", "--data.updates_per_rollout", "2"],
+        ["selection.scope: rollout", "data.updates_per_rollout = 2", "selection.entropy_of: old"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
 def test_a_contradiction_is_refused_before_anything_is_written(case, tmp_path, capsys):
-    more, words = CASES[case]
+    more, words = RUNS[case]
     error = refused(capsys, tmp_path / "run", *more)
     assert all(word in error for word in words), error
     assert not (tmp_path / "run").exists()
@@ -96,8 +131,8 @@ def test_a_contradiction_leaves_a_run_alone(tmp_path, capsys):
     folder = tmp_path / "run"
     fit(folder, "--data.val", "null", steps=1)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    more = ("--ckpt_path", "last", "--trainer.max_steps", 2, S + "terms", "[policy,kl]")
-    assert "selection.terms" in refused(capsys, folder, *more)
+    more = ("--ckpt_path", "last", "--trainer.max_steps", 2, S + "masked_terms", "[policy,kl]")
+    assert "selection.masked_terms" in refused(capsys, folder, *more)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

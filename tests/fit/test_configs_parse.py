@@ -95,6 +95,13 @@ def test_a_config_without_downloads_runs(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_arrives_whole(name, capsys):
+    found = parsed(capsys, "fit", "--config", str(CONFIGS / "countdown" / "grpo.yaml"), "--config", str(CONFIGS / name))
+    assert lost(CONTENTS[name], found) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_trains(name, tmp_path):
     more = ("--config", CONFIGS / name, "--data.val", "null", "--data.updates_per_rollout", "2")
     fit(tmp_path / "run", *more, "--model.policy.random_init", "false", steps=2)

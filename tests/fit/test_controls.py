@@ -12,7 +12,7 @@ from statistics import fmean
 import pytest
 from toy_runs import curves, run
 
-from forklight.algo.spec import ForkSelection
+from forklight.algo.selection.spec import ForkSelection
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +21,9 @@ PROBLEMS = {"class_path": "forklight.data.countdown_sets.CountdownProblems", "in
 UPDATES, RHO, LONGEST = 30, 0.2, 16
 CONTROLS = {
     "top": (),
-    "random": ("--config", CONFIGS / "overlay" / "select-random-20.yaml"),
+    "random": ("--model.selection.preset", "random-20"),
     "bottom": ("--model.selection.keep", "bottom"),
-    "all": ("--config", CONFIGS / "overlay" / "select-all-tokens.yaml"),
+    "all": ("--model.selection.preset", "all-tokens"),
     "sequence": ("--config", CONFIGS / "overlay" / "select-sequence.yaml"),
 }
 OF_A_MASK = "kept_share threshold entropy_kept entropy_dropped kept_share_min kept_share_max types types_share"

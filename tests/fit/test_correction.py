@@ -8,8 +8,8 @@ import torch
 from toy_runs import curves, fit, weights
 
 from forklight.algo.noise import hash_uniform
-from forklight.rollout.hf import HFSampler
-from forklight.rollout.sampler import Decoding, Sampled
+from forklight.sampling.base import Sampled, SamplingParams
+from forklight.sampling.hf import HFSampler
 
 METHODS = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 SPREAD = 2.0
@@ -26,7 +26,7 @@ class NoisySampler(HFSampler):
     """Tells log-probabilities that are off by up to half of SPREAD either way, by a fixed noise of each token."""
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: Decoding
+        self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: SamplingParams
     ) -> list[list[Sampled]]:
         def noise(key, number, answer):
             uniform = hash_uniform(torch.tensor(key), number, torch.arange(len(answer.token_ids)))
@@ -43,7 +43,7 @@ class ShiftedSampler(HFSampler):
     """Tells that every token was a fourth as probable as it was: all ratios trainer / sampler are 4."""
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: Decoding
+        self, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: SamplingParams
     ) -> list[list[Sampled]]:
         groups = super().sample(prompts, keys, answers, decoding)
         return [[shifted(answer, -math.log(4)) for answer in group] for group in groups]
@@ -135,12 +135,15 @@ def test_a_sampler_that_agrees_needs_no_correction(more, trained):
     assert max(map(abs, plain["train/policy_loss"])) > 1e-3
 
 
-TOLD = ("--model.old_logp_from", "sampler")
+FROM_SAMPLER = ("--model.old_logp_from", "sampler")
 
 
 @pytest.mark.parametrize("more", [(), K2])
 def test_the_samplers_log_probabilities_are_the_old_ones(more, trained):
-    (plain, before), (found, after) = trained(NoisySampler, "none", *more), trained(NoisySampler, "none", *more, *TOLD)
+    (plain, before), (found, after) = (
+        trained(NoisySampler, "none", *more),
+        trained(NoisySampler, "none", *more, *FROM_SAMPLER),
+    )
     assert plain["train/ratio"][0] == 1
     # the mean of exp(u) for u uniform over SPREAD, and ranges that a part of the tokens leaves at once
     assert found["train/ratio"][0] == pytest.approx(2 * math.sinh(SPREAD / 2) / SPREAD, abs=0.15)
@@ -148,18 +151,18 @@ def test_the_samplers_log_probabilities_are_the_old_ones(more, trained):
     assert found["train/clip_low"][0] + found["train/clip_high"][0] > 0
     assert found["fork/threshold"][0] == pytest.approx(plain["fork/threshold"][0], rel=1e-5)
     assert any(not torch.equal(after[name], weight) for name, weight in before.items())
-    # how far they are apart is told all the same
+    # the mismatch is logged nevertheless
     for tag in MISMATCH:
         assert found[tag][0] == pytest.approx(plain[tag][0], rel=1e-4), tag
         assert len(found[tag]) == 2
-    passes = [values["throughput/passes_statistics"] for values in (plain, found)]
+    passes = [values["time/passes_statistics"] for values in (plain, found)]
     assert passes == ([[4.0], [4.0]] if more else [[0.0, 0.0]] * 2)  # at K = 2 for the entropies of both updates
 
 
 def test_no_pass_runs_for_them_where_no_token_is_ranked_by_the_old_policy(trained):
     current = ("--data.updates_per_rollout", 2, "--model.selection.entropy_of", "current")
-    found, _ = trained(NoisySampler, "none", *current, *TOLD)
-    assert found["throughput/passes_statistics"] == [0.0]
+    found, _ = trained(NoisySampler, "none", *current, *FROM_SAMPLER)
+    assert found["time/passes_statistics"] == [0.0]
     assert len(found["train/ratio"]) == 2
     # under the policy that sampled the trainer then knows the first update's tokens alone
     assert {tag: len(found[tag]) for tag in MISMATCH} == dict.fromkeys(MISMATCH, 1)

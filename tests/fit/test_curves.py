@@ -35,8 +35,8 @@ PER_UPDATE = {
 }
 
 
-def test_every_curve_is_in_one_of_eight_groups(found):
-    groups = {"rollout", "train", "fork", "mismatch", "verify", "val", "time", "throughput"}
+def test_every_curve_is_in_one_of_seven_groups(found):
+    groups = {"rollout", "train", "fork", "mismatch", "verify", "val", "time"}
     assert {tag.split("/")[0] for tag in found} == groups
 
 
@@ -64,10 +64,7 @@ def test_times_stand_at_the_last_update_of_a_rollout(found):
     assert times >= parts | {"time/rollout", "time/tokens_per_second"}
     for tag in times:
         assert steps(found[tag]) == [K * (rollout + 1) for rollout in range(ROLLOUTS)], tag
-    spared = {tag for tag in found if tag.startswith("throughput/")}
-    assert spared >= {f"throughput/{name}" for name in ("head_share", "prefix_ratio", "packing_ratio", "skipped_share")}
-    for tag in spared:
-        assert steps(found[tag]) == [K * (rollout + 1) for rollout in range(ROLLOUTS)], tag
+    assert times >= {f"time/{name}" for name in ("head_share", "prefix_ratio", "packing_ratio", "skipped_share")}
     for rollout, (_, whole) in enumerate(found["time/rollout"]):
         assert 0 < sum(found[part][rollout][1] for part in parts) <= whole
 

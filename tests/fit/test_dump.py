@@ -8,14 +8,18 @@ import pytest
 import torch
 from toy_runs import fit
 
-from forklight.algo.types import Experience
+from forklight.algo.batch import RolloutBatch
+from forklight.training.state import TokenState
 
 K, A = 2, 2
 
 
-def broken_fit(folder, capsys, how, rollout, visit, *more):
-    """The message of a run whose policy breaks at a visit, and what its dump holds."""
-    callback = {"class_path": "broken.BreakPolicy", "init_args": {"how": how, "rollout": rollout, "visit": visit}}
+def broken_fit(folder, capsys, how, rollout, micro_batch, *more):
+    """The message of a run whose policy breaks at a micro-batch, and what its dump holds."""
+    callback = {
+        "class_path": "broken.BreakPolicy",
+        "init_args": {"how": how, "rollout": rollout, "micro_batch": micro_batch},
+    }
     with pytest.raises(SystemExit) as stop:
         fit(
             folder,
@@ -44,14 +48,12 @@ def test_the_rollout_is_dumped(how, value, tmp_path, capsys):
     assert dump["error"] == error
     assert error.startswith("rollout 1: token ")
     assert f"has log-probability {value}" in error
-    experience = Experience(**dump["experience"])
+    batch, tokens = RolloutBatch(**dump["batch"]), TokenState(**dump["tokens"])
     problem = error.split(" of an answer to problem ")[1].split()[0]
-    draws = [draw for draw, uid in dump["uids"].items() if uid == problem]
-    assert draws
-    assert set(draws) <= set(experience.group[experience.update == 1].tolist())
-    assert len(experience.rewards) == 16
-    assert experience.old_logp[experience.answer_mask].isfinite().all()  # from before the policy broke
-    assert experience.fork_mask.any()
+    assert problem in {uid for uid, update in zip(batch.uids, batch.update.tolist(), strict=True) if update == 1}
+    assert len(batch.rewards) == len(batch.uids) == 16
+    assert tokens.old_logp[batch.answer_mask].isfinite().all()  # from before the policy broke
+    assert tokens.fork_mask.any()
     assert dump["rollout"] == 1
     # the last checkpoint is that of the third update, from before
     last = checkpoint(folder)
@@ -65,7 +67,7 @@ def test_a_gradient_that_is_not_finite_is_in_no_checkpoint(tmp_path, capsys):
     folder = tmp_path / "run"
     error, dump, _ = broken_fit(folder, capsys, "gradient", 1, 0)
     assert error.startswith("rollout 1: update 0 of 2 has a gradient of norm nan")
-    assert dump["experience"]["entropy"].shape == dump["experience"]["fork_mask"].shape
+    assert dump["tokens"]["entropy"].shape == dump["tokens"]["fork_mask"].shape
     assert checkpoint(folder).name == "update-00000002.ckpt"
 
 
@@ -74,16 +76,16 @@ def test_a_pass_before_there_are_advantages_shows_the_rollout_so_far(tmp_path, c
     kl = (*kl, "--model.policy.random_init", "false")
     error, dump, _ = broken_fit(tmp_path / "run", capsys, "statistics", 1, 0, *kl)
     (uid,) = re.findall(r"^rollout 1: token 0 of an answer to problem ([0-9a-f]{16}) has log-probability nan", error)
-    assert uid in dump["uids"].values()
-    assert len(dump["experience"]["answer_length"]) == 16
+    assert uid in dump["batch"]["uids"]
+    assert len(dump["batch"]["answer_length"]) == 16
 
 
 def test_a_sampler_that_meets_no_number_says_where(tmp_path, capsys):
     error, dump, _ = broken_fit(tmp_path / "run", capsys, "nan", 1, 0)  # broken before the second rollout is sampled
-    place = r"rollout 1: token 0 of answer 0 to problem ([0-9a-f]{16}) was drawn with log-probability nan: "
+    place = r"rollout 1: token 0 of answer 0 to problem ([0-9a-f]{16}) was sampled with log-probability nan: "
     (uid,) = re.findall(place + "the policy's logits are not finite$", error)
     assert dump["error"] == error
-    assert dump["experience"] == {}
+    assert dump["batch"] == dump["tokens"] == {}
     first = dump["answers"][0]
     assert first["uid"] == uid
     assert len(dump["answers"]) == 16

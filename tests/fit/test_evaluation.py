@@ -1,15 +1,14 @@
-"""What an evaluation leaves: scores with their protocol, the best checkpoint, unusual answers, benchmarks by name."""
+"""What an evaluation leaves: scores with their protocol, the best checkpoint, suspicious answers, named benchmarks."""
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from toy_runs import TOY, checkpoint, curves, events, fit, refused, run
+from toy_runs import TOY, checkpoint, curves, environment, events, fit, refused, run
 
 from forklight.metrics import pass_at_k
 
@@ -81,15 +80,20 @@ def test_curves_and_tables(finished):
 
 def test_the_draws_of_a_set_with_a_seed_do_not_depend_on_the_run(tmp_path):
     """The base policy is the same whatever `seed_everything`; so then is its score."""
-    more = ("--model.policy.random_init", "false", "--data.val.toy.seed", 3)
+    problems = {"class_path": "forklight.data.countdown_sets.CountdownProblems"}
+    problems["init_args"] = {"size": 6, "split": "eval"}
+    sets = {"seeded": {"source": problems, "answers": 2, "seed": 3}, "own": {"source": problems, "answers": 2}}
     for seed in (1, 2):
-        run("validate", tmp_path / "a", *more, "--seed_everything", seed)
-        run("validate", tmp_path / "b", *more[:2], "--seed_everything", seed)
-    seeded, own = (
-        [(tmp_path / name / f"validate-{i}" / "samples.jsonl").read_text() for i in (0, 1)] for name in ("a", "b")
-    )
-    assert seeded[0] == seeded[1]
-    assert own[0] != own[1]
+        more = ("--model.policy.random_init", "false", "--data.val", json.dumps(sets), "--seed_everything", seed)
+        run("validate", tmp_path / "run", *more)
+    first, second = (lines(tmp_path / "run" / f"validate-{i}" / "samples.jsonl") for i in (0, 1))
+
+    def of(name, answers):
+        return [answer for answer in answers if answer["set"] == name]
+
+    assert len(of("seeded", first)) == len(of("own", first)) == 6 * 2
+    assert of("seeded", first) == of("seeded", second)
+    assert of("own", first) != of("own", second)
 
 
 def test_a_resumed_run_repeats_no_line(tmp_path):
@@ -112,8 +116,8 @@ def test_two_ranks_give_the_scores_of_one_to_the_last_digit(tmp_path):
     }
     command = [sys.executable, "-m", "forklight", "validate", "--config", str(TOY), "--run_dir", str(tmp_path / "two")]
     command += [*more, "--trainer.devices", "2", "--trainer.strategy", json.dumps(strategy)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    one_thread = environment() | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=one_thread, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (tmp_path / name / "validate-0" for name in ("one", "two"))
     assert lines(two / "scores.jsonl") == lines(one / "scores.jsonl")  # floats are written with all their digits
@@ -188,7 +192,7 @@ def test_the_tiny_policy_is_scored_on_the_real_benchmarks(tmp_path, shared_data,
     assert "extraction='box'" in scores["math500"]["verifier"]
 
 
-# -- the reward, and a watch on it -------------------------------------------------------------------------------------
+# -- rewards and their curves ------------------------------------------------------------------------------------------
 
 REWARDS = """
 def long_enough(answer, gold):
@@ -227,7 +231,7 @@ def test_a_composed_reward_trains_and_is_watched(tmp_path, monkeypatch):
 
 
 def test_counts_of_verdicts_are_exact(tmp_path):
-    fit(tmp_path / "run", "--model.rollout.dynamic_sampling", "false", steps=3)
+    fit(tmp_path / "run", "--model.rollout.dynamic_sampling", "false", "--data.val", "null", steps=3)
     found = curves(tmp_path / "run")
     for (step, right), (_, wrong), (_, unjudged) in zip(
         found["verify/right"], found["verify/wrong"], found["verify/unjudged"], strict=True
@@ -237,9 +241,8 @@ def test_counts_of_verdicts_are_exact(tmp_path):
     assert [value for _, value in found["verify/reason/parity"]] == [16.0] * 3
 
 
-def test_surplus_answers_are_counted_too(tmp_path):
-    fit(tmp_path / "run", steps=2)
-    found = curves(tmp_path / "run")
+def test_surplus_answers_are_counted_too(finished):
+    found = curves(finished)
     drawn = dict(found["rollout/problems_drawn"])
     for (step, right), (_, wrong) in zip(found["verify/right"], found["verify/wrong"], strict=True):
         assert right + wrong == 4 * drawn[step]
@@ -247,8 +250,8 @@ def test_surplus_answers_are_counted_too(tmp_path):
 
 def test_unusual_answers_are_written_out(tmp_path):
     """Answers of the random toy policy are of any bytes: some rewarded ones are not ASCII, or cut by the limit."""
-    fit(tmp_path / "run", "--evaluation.unusual", 2, steps=1)
-    found = lines(tmp_path / "run" / "unusual.jsonl")
+    fit(tmp_path / "run", "--evaluation.suspicious", 2, steps=1)
+    found = lines(tmp_path / "run" / "suspicious.jsonl")
     samples = {(line["step"], line["uid"], line["answer"]): line for line in lines(tmp_path / "run" / "samples.jsonl")}
     assert {line["step"] for line in found} == {0, 1}
     assert len(found) <= 4
@@ -258,6 +261,6 @@ def test_unusual_answers_are_written_out(tmp_path):
         assert sample["text"] == line["text"]
         assert line["why"]
         assert ("cut by the length limit" in line["why"]) == sample["truncated"]
-    assert events(tmp_path / "run").Tensors("val/unusual/text_summary")
-    fit(tmp_path / "none", "--evaluation.unusual", 0, steps=1)
-    assert not (tmp_path / "none" / "unusual.jsonl").exists()
+    assert events(tmp_path / "run").Tensors("val/suspicious/text_summary")
+    fit(tmp_path / "none", "--evaluation.suspicious", 0, steps=1)
+    assert not (tmp_path / "none" / "suspicious.jsonl").exists()

@@ -1,6 +1,7 @@
 """A loss curve on recorded rollouts, in float64: it moves only when the algorithm does.
 
-`PYTHONPATH=tests python tests/fit/test_golden.py` records rollouts and curve anew; say in the commit why they moved.
+`PYTHONPATH=tests/support python tests/fit/test_golden.py` records rollouts and curve again; say in the commit why they
+moved.
 """
 
 import csv
@@ -13,7 +14,7 @@ import pytest
 from replay import ROLLOUTS, RecordingSampler, RecordingVerifier
 from toy_runs import fit
 
-from forklight.algo.plan import Passes
+from forklight.algo.schedule import OldLogp, PassSchedule, SelectAt
 
 CURVE = Path(__file__).parents[1] / "golden" / "curve.json"
 TAGS = ("train/policy_loss", "train/grad_norm", "fork/threshold", "train/tokens")
@@ -22,7 +23,7 @@ SEED = 8
 """One for which no two tokens of equal entropy meet at the threshold: rounding would decide between those."""
 
 
-PASSES = Passes.of
+SCHEDULE = PassSchedule.of
 
 
 def curve(folder, sampler, verifier, *settings, updates=2, micro_batches=2):
@@ -68,21 +69,20 @@ def test_head_and_packing_leave_the_curve_alone(tmp_path, head, packing):
     same(replayed(tmp_path, *settings), json.loads(CURVE.read_text()), rel=1e-10)
 
 
-def unfolded(spec, **sizes):
+def old_by_pass(spec, **sizes):
     """Old log-probabilities and entropies by a pass of their own, whatever the training forward would yield."""
-    found = PASSES(spec, **sizes)
-    return replace(found, statistics=True, select_in_forward=False, fold_old=False)
+    return replace(SCHEDULE(spec, **sizes), select_at=SelectAt.ROLLOUT, old_logp=OldLogp.PASS)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_folding_the_old_pass_leaves_the_curve_alone(tmp_path, monkeypatch, micro_batches):
-    folded = replayed(tmp_path / "folded", updates=1, micro_batches=micro_batches)
-    monkeypatch.setattr(Passes, "of", unfolded)
+def test_old_log_probabilities_of_the_forward_leave_the_curve_alone(tmp_path, monkeypatch, micro_batches):
+    own = replayed(tmp_path / "forward", updates=1, micro_batches=micro_batches)
+    monkeypatch.setattr(PassSchedule, "of", old_by_pass)
     plain = ("--model.policy.head", "full", "--model.policy.packing", "false")
     apart = replayed(tmp_path / "apart", *plain, updates=1, micro_batches=micro_batches)
     assert len(apart["train/grad_norm"]) == ROLLOUTS_RUN
     assert min(apart["train/grad_norm"]) > 1e-3
-    same(folded, apart, rel=1e-10)
+    same(own, apart, rel=1e-10)
 
 
 def record():

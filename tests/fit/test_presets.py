@@ -4,12 +4,16 @@ import dataclasses
 import re
 
 import pytest
+import toy_runs
 import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from lightning.pytorch import LightningModule
 from toy_runs import TOY, contents, fit, run
 
-from forklight.algo.spec import PRESETS, ForkSelection
+from forklight.algo.selection.spec import PRESETS, ForkSelection
 from forklight.callbacks.startup import describe
-from forklight.cli import main
+from forklight.cli import innermost, main
+from forklight.presets import MODE, add_parser_mode, expand_arguments
 
 KEYS = [field.name for field in dataclasses.fields(ForkSelection)]
 SCORE = """
@@ -47,7 +51,41 @@ def overlay(tmp_path):
     return write
 
 
+@pytest.fixture(scope="module")
+def parser():
+    """Reads what the command line reads of a model, and no more."""
+    add_parser_mode()
+    parser = ArgumentParser(parser_mode=MODE, exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False)
+    return parser
+
+
+@pytest.fixture
+def read(parser):
+    """The resolved model, read from arguments to the right of its class."""
+
+    def read(*args):
+        config = parser.parse_args(expand_arguments(["--model", "forklight.module.ForkGRPOModule", *args]))
+        return yaml.safe_load(parser.dump(config))["model"]["init_args"]
+
+    return read
+
+
+@pytest.fixture
+def parsed(read):
+    """The resolved selection, by key."""
+
+    def selection(*args):
+        found = read(*args)["selection"]
+        assert list(found) == KEYS
+        return found
+
+    return selection
+
+
 def printed(capsys, *args, config=TOY):
+    """The config that the command line prints."""
     with pytest.raises(SystemExit) as done:
         main(["fit", "--config", str(config), *args, "--print_config"])
     out, err = capsys.readouterr()
@@ -55,31 +93,24 @@ def printed(capsys, *args, config=TOY):
     return out
 
 
-def parsed(capsys, *args):
-    """The selection of the resolved config, by key."""
-    selection = yaml.safe_load(printed(capsys, *args))["model"]["init_args"]["selection"]
-    assert list(selection) == KEYS
-    return selection
-
-
 def plain(name, **changes):
     """A preset's keys as a config has them."""
     keys = dataclasses.asdict(dataclasses.replace(PRESETS[name], **changes))
-    return keys | {"terms": list(keys["terms"])}
+    return keys | {"masked_terms": list(keys["masked_terms"])}
 
 
 # -- where a preset may stand ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_stands_for_all_keys(name, capsys):
-    assert parsed(capsys, "--model.selection.preset", name) == plain(name)
+def test_a_preset_stands_for_all_keys(name, parsed):
+    assert parsed("--model.selection.preset", name) == plain(name)
 
 
 @pytest.mark.parametrize("short", [False, True])
-def test_a_preset_in_a_file(short, overlay, capsys):
-    assert parsed(capsys, *overlay({"preset": "trl"}, short)) == plain("trl")
-    assert parsed(capsys, *overlay({"rho": 0.1, "preset": "trl"}, short)) == plain("trl", rho=0.1)
+def test_a_preset_in_a_file(short, overlay, parsed):
+    assert parsed(*overlay({"preset": "trl"}, short)) == plain("trl")
+    assert parsed(*overlay({"rho": 0.1, "preset": "trl"}, short)) == plain("trl", rho=0.1)
 
 
 @pytest.mark.parametrize(
@@ -92,57 +123,55 @@ def test_a_preset_in_a_file(short, overlay, capsys):
         ["--model", '{"init_args": {"selection": {"preset": "trl", "rho": 1.0e-3}}}'],
     ],
 )
-def test_a_preset_among_the_arguments(arguments, capsys):
-    assert parsed(capsys, *arguments) == plain("trl", rho=0.001)
+def test_a_preset_among_the_arguments(arguments, parsed):
+    assert parsed(*arguments) == plain("trl", rho=0.001)
 
 
-def test_the_last_word_counts(overlay, capsys):
+def test_the_last_word_counts(overlay, parsed):
     base, change = overlay({"rho": 0.3, "rule": "threshold"}), overlay({"preset": "all-tokens"})
     scope, rho = ("--model.selection.scope", "sequence"), ("--model.selection.rho", "0.5")
-    assert parsed(capsys, *base, *change, *scope) == plain("all-tokens", scope="sequence")
-    assert parsed(capsys, *change, *base) == plain("all-tokens", rho=0.3, rule="threshold")
-    assert parsed(capsys, *rho, "--model.selection.preset", "trl", *scope) == plain("trl", scope="sequence")
-    assert parsed(capsys, "--model.selection.preset", "trl", *rho, *change) == plain("all-tokens")
+    assert parsed(*base, *change, *scope) == plain("all-tokens", scope="sequence")
+    assert parsed(*change, *base) == plain("all-tokens", rho=0.3, rule="threshold")
+    assert parsed(*rho, "--model.selection.preset", "trl", *scope) == plain("trl", scope="sequence")
+    assert parsed("--model.selection.preset", "trl", *rho, *change) == plain("all-tokens")
 
 
 def test_a_printed_config_has_no_preset_and_reads_back_the_same(tmp_path, capsys):
-    first = printed(capsys, "--model.selection.preset", "paper-code", "--model.selection.terms", "[policy,kl]")
+    first = printed(capsys, "--model.selection.preset", "paper-code", "--model.selection.masked_terms", "[policy,kl]")
     assert "preset" not in first
     file = tmp_path / "printed.yaml"
     file.write_text(first)
     assert printed(capsys, config=file) == first
 
 
-def test_without_a_preset_nothing_changes(capsys):
-    assert parsed(capsys) == plain("forklight")
-    assert parsed(capsys, "--model.selection", '{"rho": 0.5, "keep": "random"}') == plain("random-20", rho=0.5)
+def test_without_a_preset_nothing_changes(parsed):
+    assert parsed() == plain("forklight")
+    assert parsed("--model.selection", '{"rho": 0.5, "keep": "random"}') == plain("random-20", rho=0.5)
 
 
 # -- all keys, and a score of one's own --------------------------------------------------------------------------------
 
 
-def test_terms_and_rule_are_overridden(capsys):
-    more = ("--model.selection.terms", "[policy,kl]", "--model.selection.rule", "count")
-    assert parsed(capsys, "--model.selection.preset", "trl", *more) == plain(
-        "trl", terms=("policy", "kl"), rule="count"
-    )
+def test_terms_and_rule_are_overridden(parsed):
+    more = ("--model.selection.masked_terms", "[policy,kl]", "--model.selection.rule", "count")
+    assert parsed("--model.selection.preset", "trl", *more) == plain("trl", masked_terms=("policy", "kl"), rule="count")
 
 
-def test_temperature_is_a_word_or_a_number(capsys):
-    assert parsed(capsys, "--model.selection.temperature", "1")["temperature"] == 1.0
+def test_temperature_is_a_word_or_a_number(parsed):
+    assert parsed("--model.selection.temperature", "1")["temperature"] == 1.0
     again = ("--model.selection.temperature", "1", "--model.selection.temperature", "sampling")
-    assert parsed(capsys, *again)["temperature"] == "sampling"
+    assert parsed(*again)["temperature"] == "sampling"
 
 
-def test_a_score_of_ones_own_beside_and_after_a_preset(own_score, overlay, capsys):
+def test_a_score_of_ones_own_beside_and_after_a_preset(own_score, overlay, parsed):
     keep = {"class_path": own_score, "init_args": {"power": 2.0}}
     beside = overlay({"preset": "trl", "keep": keep})
-    assert parsed(capsys, *beside) == plain("trl") | {"keep": keep}
+    assert parsed(*beside) == plain("trl") | {"keep": keep}
     more = ("--model.selection.keep.power", "3")
-    assert parsed(capsys, *beside, *more)["keep"]["init_args"] == {"power": 3.0}
+    assert parsed(*beside, *more)["keep"]["init_args"] == {"power": 3.0}
     after = ("--model.selection.preset", "trl", "--model.selection.keep", own_score)
-    assert parsed(capsys, *after)["keep"] == {"class_path": own_score, "init_args": {"power": 1.0}}
-    assert parsed(capsys, *beside, "--model.selection.preset", "random-20") == plain("random-20")
+    assert parsed(*after)["keep"] == {"class_path": own_score, "init_args": {"power": 1.0}}
+    assert parsed(*beside, "--model.selection.preset", "random-20") == plain("random-20")
 
 
 def test_a_score_of_ones_own_trains(own_score, tmp_path, capsys):
@@ -165,22 +194,28 @@ def test_help_names_every_key_and_the_presets(capsys):
 
 
 @pytest.fixture
-def refused(tmp_path, capsys):
-    """The one line that a run is refused with; its folder stays as it was."""
+def refused(read):
+    """The one line that a model is refused with."""
 
     def fails(*args):
-        folder = tmp_path / "run"
-        folder.mkdir(exist_ok=True)
-        with pytest.raises(SystemExit) as stop:
-            run("fit", folder, "--ckpt_path", "last", *args)
-        error = capsys.readouterr().err
-        assert stop.value.code == 2
-        assert contents(folder) == {}
-        assert error.startswith("forklight: error: ")
-        assert error.count("\n") == 1
-        return error
+        with pytest.raises((ArgumentError, ValueError)) as error:
+            read(*args)
+        message = innermost(str(error.value))
+        assert "\n" not in message
+        return message
 
     return fails
+
+
+@pytest.mark.parametrize("where", ["arguments", "file"])
+def test_the_command_line_refuses_an_unknown_preset_and_leaves_the_folder_alone(where, overlay, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    more = overlay({"preset": "tlr"}) if where == "file" else ("--model.selection.preset", "tlr")
+    error = toy_runs.refused(capsys, run, "fit", folder, "--ckpt_path", "last", *more)
+    assert "selection.preset must be one of " + ", ".join(PRESETS) in error
+    assert "'tlr'" in error
+    assert contents(folder) == {}
 
 
 @pytest.mark.parametrize(
@@ -209,11 +244,13 @@ def test_a_preset_without_a_name_is_refused(arguments, refused):
     assert "selection.preset must be one of" in refused(*arguments)
 
 
-def test_a_wrong_key_beside_a_preset_is_refused(refused, overlay):
+def test_a_wrong_key_beside_a_preset_is_refused(refused, parsed, overlay):
     assert "roh" in refused(*overlay({"preset": "trl", "roh": 0.1}))
     assert "roh" in refused("--model.selection", '{"preset": "trl", "roh": 0.1}')
     assert "selection.rho" in refused("--model.selection", '{"preset": "trl", "rho": "x"}')
-    assert "selection.rho must be above 0" in refused("--model.selection.preset", "trl", "--model.selection.rho", "0")
+    keys = parsed("--model.selection.preset", "trl", "--model.selection.rho", "0")
+    with pytest.raises(ValueError, match=r"selection\.rho must be above 0"):
+        ForkSelection(**keys)
 
 
 def test_what_is_no_yaml_is_refused(refused):

@@ -1,4 +1,4 @@
-"""README.md: its commands are valid, and its tables name what there is."""
+"""The pages of the documentation: their commands are valid, and their tables name what there is."""
 
 import inspect
 import re
@@ -6,31 +6,28 @@ import shlex
 import sys
 from dataclasses import fields
 from inspect import isabstract, signature
-from pathlib import Path
 from typing import get_args
 
 import pytest
+from pages import CONFIGS, PAGES, README, ROOT, blocks, commands, doc, named_block, table, tables
 from toy_runs import curves, fit
 
 from forklight import verify
 from forklight.algo import objectives
 from forklight.algo.advantages import AdvantageName
 from forklight.algo.correction import Method
-from forklight.algo.losses import ClipRange
-from forklight.algo.objective import Objective
-from forklight.algo.spec import PRESETS, ForkSelection
+from forklight.algo.objectives.base import Objective
+from forklight.algo.ratios import ClipRange
+from forklight.algo.selection.spec import PRESETS, ForkSelection
 from forklight.callbacks.startup import describe
 from forklight.cli import main
 from forklight.data.benchmarks import BENCHMARKS
+from forklight.data.datamodule import MathDataModule
+from forklight.data.problems import ProblemFile
+from forklight.data.sets import ProtocolName, protocol
+from forklight.rollout.config import RolloutConfig
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    command
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for command in block.replace("\\\n", " ").splitlines()
-    if command.startswith("forklight ")
-]
+COMMANDS = sorted({command for page in PAGES if page != CONFIGS for command in commands(page.read_text())})
 OBJECTIVES = {
     name: kind
     for name, kind in vars(objectives).items()
@@ -38,41 +35,33 @@ OBJECTIVES = {
 }
 
 
-def tables(heading, text=README):
-    """The rows of all tables with such a head, as lists of cells without backquotes."""
-    found = re.findall(rf"^\| {re.escape(heading)}.*\n\|[ |-]+\n((?:\|.*\n)+)", text, re.MULTILINE)
-    rows = "".join(found).splitlines()
-    return len(found), [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows]
-
-
-def table(heading):
-    """The rows of the only one."""
-    count, rows = tables(heading)
-    assert count == 1
-    return rows
-
-
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_valid(command, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_a_command_is_valid(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "mine.yaml").write_text(named_block("mine.yaml", README.read_text()))
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as done:
         main([*shlex.split(command, comments=True)[1:], "--print_config"])
     assert done.value.code == 0, capsys.readouterr().err
 
 
+def test_there_are_commands():
+    assert len(COMMANDS) > 25
+
+
 def test_every_key_of_the_selection_and_its_default():
-    *keys, preset = table("key of `model.selection`")
+    *keys, preset = table("key of `model.selection`", doc("selection"))
     assert preset[0] == "preset"
     assert {key: default for key, _, default in keys} == {
-        field.name: "[policy]" if field.name == "terms" else str(field.default).replace("True", "true")
+        field.name: "[policy]" if field.name == "masked_terms" else str(field.default).replace("True", "true")
         for field in fields(ForkSelection)
     }
 
 
 def test_every_preset():
-    rows = {name: row for name, *row in table("`preset`")}
+    rows = {name: row for name, *row in table("`preset`", doc("selection"))}
     assert list(rows) == list(PRESETS)
-    for name, (ranked_together, kept, entropy_of, over, denominator, terms, _) in rows.items():
+    for name, (ranked_together, kept, entropy_of, eligible, denominator, terms, _) in rows.items():
         spec = PRESETS[name]
         if spec.keep != "all":
             assert kept == f"{spec.keep} {spec.rho:.0%}, {spec.rule}".replace("%", " %")
@@ -82,16 +71,16 @@ def test_every_preset():
                 "micro_batch_rank": "micro-batch of a rank",
             }.get(spec.scope)
         assert entropy_of == (spec.entropy_of if spec.needs_entropy else "")
-        assert (over, denominator, terms) == (spec.over, spec.denominator, ", ".join(spec.terms))
+        assert (eligible, denominator, terms) == (spec.eligible, spec.denominator, ", ".join(spec.masked_terms))
 
 
 def test_the_row_of_the_startup_table():
     shown = describe(ForkSelection(**{**vars(PRESETS["trl"]), "rho": 0.1}))
-    assert shown in README.replace("sampling,\nover", "sampling, over")
+    assert shown in doc("selection").replace("sampling,\neligible", "sampling, eligible")
 
 
 def test_every_objective_its_overlay_and_its_defaults():
-    rows = {name: row for name, *row in table("class | overlay")}
+    rows = {name: row for name, *row in table("class | overlay", doc("objectives"))}
     assert set(rows) == set(OBJECTIVES)
     means = {"token": "mean over tokens", "constant": "sum / (answers * max_new_tokens)"}
     for name, (overlay, _, number, parameters) in rows.items():
@@ -110,36 +99,75 @@ def test_every_objective_its_overlay_and_its_defaults():
 
 
 def test_every_overlay():
-    _, rows = tables("overlay | sets", (ROOT / "configs" / "README.md").read_text())
+    _, rows = tables("overlay | sets", CONFIGS.read_text())
     names = [row[0].removesuffix(" *") for row in rows]
     assert sorted(names) == sorted(path.stem for path in (ROOT / "configs" / "overlay").glob("*.yaml"))
 
 
 def test_every_verifier_and_its_defaults():
-    for name, _, parameters in table("class in `forklight.verify`"):
+    for name, _, parameters in table("class in `forklight.verify`", doc("rewards")):
         defaults = {
-            key: str(parameter.default).replace("None", "null").replace("True", "true").replace("False", "false")
-            for key, parameter in signature(getattr(verify, name)).parameters.items()
+            key: plain(parameter.default) for key, parameter in signature(getattr(verify, name)).parameters.items()
         }
         given = dict(part.partition(" ")[::2] for part in parameters.split(", ") if part)
         assert {key: value or str(inspect.Parameter.empty) for key, value in given.items()} == defaults, name
     verifiers = {name for name in verify.__all__ if name.endswith("Verifier")} - {"Verifier"}
-    assert {row[0] for row in table("class in `forklight.verify`")} == verifiers
+    assert {row[0] for row in table("class in `forklight.verify`", doc("rewards"))} == verifiers
 
 
 def test_every_benchmark():
-    for name, problems, copy, verifier in table("`name`"):
+    for name, problems, copy, verifier in table("`name`", doc("evaluation")):
         facts = BENCHMARKS[name]
         assert problems == " or ".join(map(str, facts.sizes))
         assert copy == facts.hub.path
         assert type(facts.verifier()).__name__ == verifier
-    assert [row[0] for row in table("`name`")] == list(BENCHMARKS)
+    assert [row[0] for row in table("`name`", doc("evaluation"))] == list(BENCHMARKS)
 
 
-def test_the_reward_function_of_the_readme(tmp_path, monkeypatch):
-    """Copied out of the README, config and all, it trains."""
-    (code,) = re.findall(r"```python\n(# my_rewards\.py\n.*?)```", README, re.DOTALL)
-    (config,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+def test_every_protocol():
+    rows = {name.partition(",")[0]: row for name, *row in table("`protocol`", doc("evaluation"))}
+    assert set(rows) == {*get_args(ProtocolName), "none"}
+    for name, (answers, temperature, top_p) in rows.items():
+        small, large = (protocol(None if name == "none" else name, small) for small in (True, False))
+        same = small.answers == large.answers
+        assert answers == (
+            f"{large.answers}" if same else f"{small.answers} on AIME and AMC, {large.answers} on the others"
+        )
+        assert (float(temperature), float(top_p), 0) == large[1:] == small[1:]
+
+
+def plain(value):
+    """A default as a page has it."""
+    return str(value).replace("None", "null").replace("True", "true").replace("False", "false")
+
+
+def test_every_key_of_the_rollout_and_its_default():
+    rows = [(key, default) for key, _, default in table("key of `model.rollout`", doc("sampling"))]
+    pairs = [pair for keys, defaults in rows for pair in zip(keys.split(", "), defaults.split(", "), strict=True)]
+    assert dict(pairs) == {field.name: plain(field.default) for field in fields(RolloutConfig)}
+
+
+def test_every_key_of_the_data_and_its_default():
+    named, given = [], {}
+    for keys, _, defaults in table("key of `data`", doc("data")):
+        named += keys.split(", ")
+        if defaults.replace(", ", "").isdigit():
+            given |= dict(zip(keys.split(", "), map(int, defaults.split(", ")), strict=True))
+    parameters = signature(MathDataModule).parameters
+    assert named == list(parameters)
+    numbers = {name: parameter.default for name, parameter in parameters.items() if type(parameter.default) is int}
+    assert given == numbers
+
+
+def test_every_field_of_a_file_of_problems():
+    named = [key for keys, *_ in table("field | meaning", doc("data")) for key in keys.split(", ")]
+    assert sorted(named) == sorted(field.name for field in fields(ProblemFile))
+
+
+def test_the_reward_function_of_the_page(tmp_path, monkeypatch):
+    """Copied out of the page, config and all, it trains."""
+    code = named_block("my_rewards.py", doc("rewards"))
+    (config,) = blocks("yaml", doc("rewards"))
     (tmp_path / "my_rewards.py").write_text(code)
     (tmp_path / "rewards.yaml").write_text(config)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -152,9 +180,9 @@ def test_the_reward_function_of_the_readme(tmp_path, monkeypatch):
 
 
 def test_every_advantage_and_correction():
-    advantages = [row[0].removesuffix(" (default)") for row in table("value | advantage")]
+    advantages = [row[0].removesuffix(" (default)") for row in table("value | advantage", doc("objectives"))]
     assert sorted(advantages) == sorted(get_args(AdvantageName))
-    corrections = [row[0].removesuffix(" (default)") for row in table("`correction.method`")]
+    corrections = [row[0].removesuffix(" (default)") for row in table("`correction.method`", doc("objectives"))]
     assert corrections == list(get_args(Method))
 
 
@@ -164,17 +192,16 @@ def test_every_curve_is_in_the_table(tmp_path):
     held = ("--model.objective", "KlCov")
     fit(tmp_path / "reward", *more, *held, "--model.kl", "{coef: 0.1, placement: reward}", steps=1)
     named = set()
-    for tags, *_ in table("tag | what"):
+    for tags, *_ in table("tag | what", doc("curves")):
         group, _, names = tags.partition("/")
         named |= {f"{group}/{name}" for name in names.split(", ")}
     found = {*curves(tmp_path / "run"), *curves(tmp_path / "reward")}
     found = {re.sub(r"^(verify/(?:reason|rule|reward_length)/).*", r"\1...", tag) for tag in found}
-    found = {re.sub(r"^(throughput/(?:share|passes)_).*", r"\1...", tag) for tag in found}
+    found = {re.sub(r"^(time/(?:share|passes)_).*", r"\1...", tag) for tag in found}
     scores = {tag.removeprefix("val/").removeprefix("<set>/") for tag in named if tag.startswith("val/")}
-    assert {tag for tag in found if not tag.startswith(("time/", "val/"))} - named == set()
+    assert {tag for tag in found if not tag.startswith("val/")} - named == set()
     found_scores = {tag.removeprefix("val/toy/") for tag in found if tag.startswith("val/toy/")}
     found_scores = {re.sub(r"^(rule|reward_length)/.*", r"\1/...", tag) for tag in found_scores}
     assert {re.sub(r"^(pass|maj)@\d+", r"\1@k", tag).replace("@2", "@n") for tag in found_scores} == scores
-    assert {tag for tag in named if tag.startswith(("train/", "fork/", "mismatch/", "verify/"))} - found == {
-        "fork/entropy"
-    }
+    groups = ("train/", "fork/", "mismatch/", "verify/", "time/")
+    assert {tag for tag in named if tag.startswith(groups)} - found == {"fork/entropy", "time/mfu"}

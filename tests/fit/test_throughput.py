@@ -17,7 +17,7 @@ def folders(tmp_path_factory):
 
 
 def values(folder, name):
-    return [value for _, value in curves(folder)[f"throughput/{name}"]]
+    return [value for _, value in curves(folder)[f"time/{name}"]]
 
 
 def test_passes_are_those_of_the_table_of_cases(folders):
@@ -26,7 +26,7 @@ def test_passes_are_those_of_the_table_of_cases(folders):
     assert values(on, "passes_statistics") == [0] * ROLLOUTS
     assert values(off, "passes_train") == values(off, "passes_statistics") == [4] * ROLLOUTS
     assert values(off, "passes_reference") == [4] * ROLLOUTS
-    assert "throughput/passes_reference" not in curves(on)
+    assert "time/passes_reference" not in curves(on)
 
 
 def test_the_head_has_as_many_products_as_the_loss_asks_for(folders):
@@ -56,7 +56,7 @@ def test_prompts_are_shared_and_nothing_is_padded(folders):
 def test_utilisation_is_of_the_peak_that_was_given(folders):
     on, off = folders
     assert values(on, "mfu") == pytest.approx([speed / 1e-3 for speed in values(on, "tflops")], rel=1e-4)
-    assert "throughput/mfu" not in curves(off)  # nobody knows what this CPU can do
+    assert "time/mfu" not in curves(off)  # nobody knows what this CPU can do
 
 
 def test_a_text_tells_which_passes_ran_and_why(folders):
@@ -65,14 +65,14 @@ def test_a_text_tells_which_passes_ran_and_why(folders):
         for folder in folders
     ]
     assert "no pass: with one update per rollout" in texts[0]
-    assert "answers without advantage have no gradient" in texts[0]
+    assert "answers of zero advantage have no gradient" in texts[0]
     assert "later updates compare with the policy before the first" in texts[1]
-    assert "a term beside the policy's reads every answer token" in texts[1]
+    assert "a term besides the policy's reads every answer token" in texts[1]
     assert "- reference: 4 passes" in texts[1]
 
 
 def test_later_updates_say_nothing_of_tokens_that_nobody_looked_at(folders):
-    assert "fork/ratio_dropped" in curves(folders[0])  # on-policy the visit looks at all tokens itself
+    assert "fork/ratio_dropped" in curves(folders[0])  # on-policy the forward pass computes all tokens
     found = curves(folders[1])
     assert "fork/ratio_kept" in found
     assert "fork/entropy_dropped" in found  # of the statistics pass

@@ -1,7 +1,6 @@
 """The four verbs in one run folder: what they write, which weights they use, and what a user's config cannot lose."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_runs import TOY, checkpoint, contents, curves, events, fit, run, weights
+from toy_runs import TOY, checkpoint, contents, curves, environment, events, fit, run, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 OTHER = "lightning.pytorch.callbacks."
@@ -199,26 +198,32 @@ def test_max_steps_may_be_raised(tmp_path):
     whole, parts = curves(tmp_path / "whole"), curves(tmp_path / "parts")
     assert [step for step, _ in whole["val/toy/avg@2"]] == [0, 4, 8]
     for tag, points in whole.items():
-        if tag.startswith("time/"):
-            assert [step for step, _ in parts[tag]] == [step for step, _ in points]
-        elif tag.startswith("throughput/"):  # of whole rollouts only
+        if tag.startswith("time/"):  # of whole rollouts only
             assert {step for step, _ in parts[tag]} <= {step for step, _ in points}
         else:
             assert repr(parts[tag]) == repr(points), tag
     assert sorted(path.name for path in (tmp_path / "parts").glob("config-*")) == ["config-0.yaml", "config-1.yaml"]
 
 
+DOUBLE = ("--data.updates_per_rollout", 2, "--data.eval_every_rollouts", 2, "--trainer.precision", "64-true")
+DOUBLE = (*DOUBLE, "--model.policy.dtype", "float64", "--trainer.accumulate_grad_batches")
+
+
+@pytest.fixture(scope="module")
+def one_micro_batch(tmp_path_factory):
+    """A run in float64, where the number of micro-batches does not matter: rounding stays below 1e-9."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    fit(folder, *DOUBLE, 1, steps=6)
+    return folder
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1)])
-def test_the_number_of_micro_batches_may_change_between_rollouts(before, after, tmp_path):
-    more = ("--data.updates_per_rollout", 2, "--data.eval_every_rollouts", 2, "--trainer.precision", "64-true")
-    more = (*more, "--model.policy.dtype", "float64")
-    a = "--trainer.accumulate_grad_batches"
-    fit(tmp_path / "whole", *more, a, before, steps=8)
-    fit(tmp_path / "parts", *more, a, before, steps=2)
-    fit(tmp_path / "parts", *more, a, after, "--ckpt_path", "last", steps=8)
-    same_weights(tmp_path / "whole", tmp_path / "parts", 8, tolerance=1e-9)
-    whole, parts = curves(tmp_path / "whole"), curves(tmp_path / "parts")
-    assert [step for step, _ in parts["val/toy/avg@2"]] == [0, 4, 8]
+def test_the_number_of_micro_batches_may_change_between_rollouts(before, after, one_micro_batch, tmp_path):
+    fit(tmp_path / "parts", *DOUBLE, before, steps=2)
+    fit(tmp_path / "parts", *DOUBLE, after, "--ckpt_path", "last", steps=6)
+    same_weights(one_micro_batch, tmp_path / "parts", 6, tolerance=1e-9)
+    whole, parts = curves(one_micro_batch), curves(tmp_path / "parts")
+    assert [step for step, _ in parts["val/toy/avg@2"]] == [0, 4]
     assert whole.keys() == parts.keys()
     for tag, points in whole.items():
         assert [step for step, _ in parts[tag]] == [step for step, _ in points], tag
@@ -259,15 +264,11 @@ def test_an_older_checkpoint_may_be_gone_on_from(folder):
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
-def environment():
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
 def test_the_package_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "forklight", "--help"], capture_output=True, text=True, env=environment(), check=True
     )
-    assert all(verb in done.stdout for verb in ("fit", "validate", "test", "predict"))
+    assert all(verb in done.stdout for verb in ("fit", "validate", "test", "predict", "compare"))
 
 
 def test_sigterm_finishes_the_update_and_leaves_a_checkpoint_to_go_on_from(tmp_path):
@@ -278,7 +279,7 @@ def test_sigterm_finishes_the_update_and_leaves_a_checkpoint_to_go_on_from(tmp_p
     for line in process.stdout:
         if "training" in line:  # the last row of the table, which is printed before the first step
             break
-    time.sleep(0.5)
+    time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGTERM
     process.stdout.close()

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (make test-vllm)"),
 ]
 
-SAMPLER = "forklight.rollout.VLLMSampler"
+SAMPLER = "forklight.sampling.VLLMSampler"
 VLLM = ("--model.sampler", SAMPLER, "--model.sampler.kv_cache_gb", 0.25)
 MISMATCH = [f"mismatch/diff_max_{of}" for of in ("kept", "dropped")]
 
@@ -53,12 +53,12 @@ def five(tmp_path_factory):
 
 def test_five_updates_with_the_probe(five):
     found = curves(five)
-    assert [step for step, _ in found["rollout/probe"]] == [1, 3, 5]
-    assert all(0 < value < 1e-4 for _, value in found["rollout/probe"])
+    assert [step for step, _ in found["rollout/weight_sync_diff"]] == [1, 3, 5]
+    assert all(0 < value < 1e-4 for _, value in found["rollout/weight_sync_diff"])
     for tag in MISMATCH:
         assert len(found[tag]) == 5
         assert all(value < 1e-4 for _, value in found[tag])
-    assert all(value > 0 for _, value in found["throughput/share_sync"])
+    assert all(value > 0 for _, value in found["time/share_sync"])
     before, after = weights(five, 4), weights(five, 5)
     assert any(not weight.equal(after[name]) for name, weight in before.items())
 
@@ -110,7 +110,7 @@ def test_every_rank_has_an_engine_and_two_learn_what_one_does(five, tmp_path):
     command = [sys.executable, "-m", "forklight", "fit", "--config", TOY, "--run_dir", folder, *settings]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "support"), str(Path(__file__).parents[2])]),
     }
     done = subprocess.run(
         [str(part) for part in [*command, "--trainer.strategy", "ddp"]],
@@ -123,6 +123,6 @@ def test_every_rank_has_an_engine_and_two_learn_what_one_does(five, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = curves(five), curves(folder)
     assert two["rollout/right"] == one["rollout/right"]
-    assert all(value < 1e-4 for _, value in two["rollout/probe"])
+    assert all(value < 1e-4 for _, value in two["rollout/weight_sync_diff"])
     expected = weights(five, 5)
     assert all(weight.allclose(expected[name], rtol=1e-3, atol=1e-4) for name, weight in weights(folder, 5).items())

@@ -3,13 +3,19 @@ import math
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import flat
 
-from forklight.algo.correction import Correction, correction_weights, mismatch_metrics
+from forklight.algo.correction import CorrectionConfig, correction_weights, mismatch_metrics
 
 METHODS = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 logps = st.floats(-4, 0)
 answers_of = st.lists(st.lists(st.tuples(logps, logps), min_size=1, max_size=6), min_size=1, max_size=5)
-specs = st.builds(Correction, st.sampled_from(METHODS), low=st.floats(0, 1), high=st.floats(1, 10))
+specs = st.builds(CorrectionConfig, st.sampled_from(METHODS), low=st.floats(0, 1), high=st.floats(1, 10))
+
+
+def mismatch(logp, sampler_logp, mask):
+    """The metrics by name."""
+    return flat(mismatch_metrics(logp, sampler_logp, mask))
 
 
 def tensors(answers, dtype=torch.float64):
@@ -105,7 +111,7 @@ def test_no_gradient_flows_through_the_weights(answers, spec):
     sampler_logp.requires_grad_()
     weights = correction_weights(logp, sampler_logp, row, len(answers), spec)
     assert not weights.requires_grad
-    metrics = mismatch_metrics(logp, sampler_logp, torch.ones_like(row, dtype=torch.bool))
+    metrics = mismatch(logp, sampler_logp, torch.ones_like(row, dtype=torch.bool))
     assert not any(value.requires_grad for value in metrics.values())
     (weights * logp).sum().backward()
     assert torch.equal(logp.grad, weights) and sampler_logp.grad is None
@@ -113,10 +119,10 @@ def test_no_gradient_flows_through_the_weights(answers, spec):
 
 @settings(deadline=None, max_examples=100)
 @given(answers_of, st.data())
-def test_metrics_are_the_naive_sums_and_add_over_chunks(answers, data):
+def test_metrics_are_the_naive_sums_and_add_over_micro_batches(answers, data):
     logp, sampler_logp, row = tensors(answers)
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(row), max_size=len(row))))
-    whole = mismatch_metrics(logp, sampler_logp, mask)
+    whole = mismatch(logp, sampler_logp, mask)
 
     w = [math.exp(x) for x in (logp - sampler_logp)[mask].tolist()]
     naive = {
@@ -128,7 +134,7 @@ def test_metrics_are_the_naive_sums_and_add_over_chunks(answers, data):
         "ratio_max": max(w, default=0.0),
         "diff_max": max((abs(math.log(x)) for x in w), default=0.0),
     }
-    parts = [mismatch_metrics(logp[row == i], sampler_logp[row == i], mask[row == i]) for i in range(len(answers))]
+    parts = [mismatch(logp[row == i], sampler_logp[row == i], mask[row == i]) for i in range(len(answers))]
     assert whole["kl_sum"] >= 0
     assert whole.keys() == naive.keys()
     for name, value in whole.items():
@@ -144,6 +150,6 @@ def test_kl_is_that_of_the_sampler_to_the_trainer(p, q):
     # every token of a small vocabulary once, weighted by how often the sampler draws it
     mu = torch.tensor(p, dtype=torch.float64) / sum(p)
     pi = torch.tensor(q[: len(p)], dtype=torch.float64) / sum(q[: len(p)])
-    every = [mismatch_metrics(a[None], b[None], torch.tensor([True])) for a, b in zip(pi.log(), mu.log(), strict=True)]
+    every = [mismatch(a[None], b[None], torch.tensor([True])) for a, b in zip(pi.log(), mu.log(), strict=True)]
     estimate = sum(m * metrics["kl_sum"] for m, metrics in zip(mu, every, strict=True))
     torch.testing.assert_close(estimate, (mu * (mu.log() - pi.log())).sum(), rtol=1e-9, atol=1e-12)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forklight.algo import tiles
-from forklight.algo.logprobs import selected_logprob, selected_policy_loss, token_stats
-from forklight.algo.plain_head import plain_stats
+from forklight.algo.logprobs import tiles
+from forklight.algo.logprobs.fused import selected_logprob, selected_policy_loss, token_stats
+from forklight.algo.logprobs.plain import plain_stats
 
 few = settings(deadline=None, max_examples=25)
 

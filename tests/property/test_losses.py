@@ -7,13 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import flat
 
-from forklight.algo.covariance_losses import clip_cov_loss, kl_cov_loss
-from forklight.algo.entropy_losses import dual_token_loss, entropy_shaped_advantages
+from forklight.algo.batch import TokenBatch
 from forklight.algo.kl import kl_estimate
-from forklight.algo.losses import ClipRange, cispo_loss, clipped_loss, ratio_metrics
-from forklight.algo.sequence_losses import gspo_loss, gspo_token_loss
-from forklight.algo.types import TokenBatch
+from forklight.algo.objectives.archer import dual_token_loss
+from forklight.algo.objectives.cispo import cispo_loss
+from forklight.algo.objectives.clipped import clipped_loss
+from forklight.algo.objectives.covariance import clip_cov_loss, kl_cov_loss
+from forklight.algo.objectives.entropy_shaped import entropy_shaped_advantages
+from forklight.algo.objectives.gspo import gspo_loss, gspo_token_loss
+from forklight.algo.ratios import ClipRange, ratio_metrics
 
 clips = st.builds(ClipRange, st.floats(0, 1), st.floats(0, 1), st.none() | st.floats(1.5, 20))
 ADDING = ("tokens", "ratio_sum", "clip_low", "clip_high", "clip_dual", "approx_kl_sum")
@@ -179,10 +183,10 @@ def test_whole_rows_are_independent_of_each_other(name, data, clip, cut):
 
 @settings(deadline=None, max_examples=40)
 @given(data=batches(), clip=clips, cut=st.integers(0, 5))
-def test_metrics_add_over_chunks(data, clip, cut):
+def test_metrics_add_over_micro_batches(data, clip, cut):
     batch, mask = data
-    whole = ratio_metrics(batch, LOSSES["clipped"](batch, mask, clip), mask)
-    parts = [ratio_metrics(b, LOSSES["clipped"](b, m, clip), m) for b, m in split(batch, mask, cut)]
+    whole = flat(ratio_metrics(batch, LOSSES["clipped"](batch, mask, clip), mask))
+    parts = [flat(ratio_metrics(b, LOSSES["clipped"](b, m, clip), m)) for b, m in split(batch, mask, cut)]
     for name in ADDING:
         torch.testing.assert_close(sum(part[name] for part in parts), whole[name], rtol=1e-9, atol=1e-12)
     assert max(part["ratio_max"] for part in parts) == whole["ratio_max"]

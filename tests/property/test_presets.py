@@ -6,7 +6,7 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forklight.algo.spec import PRESETS
+from forklight.algo.selection.spec import PRESETS
 from forklight.presets import expand, expand_arguments
 
 PRESET = st.sampled_from(sorted(PRESETS))
@@ -16,7 +16,7 @@ BESIDE = st.fixed_dictionaries(
         "rho": st.floats(0.01, 1),
         "scope": st.sampled_from(["update", "sequence"]),
         "temperature": st.sampled_from(["sampling", 1.0]),
-        "terms": st.just(["policy", "kl"]),
+        "masked_terms": st.just(["policy", "kl"]),
         "keep": st.just({"class_path": "my_scores.Surprise"}),
     },
 )
@@ -36,7 +36,11 @@ def test_keys_beside_a_preset_win_in_any_order(preset, beside, around, first):
     assert config == before
     assert found["a"][0] == around
     resolved = found["a"][1]["b"]["selection"]
-    assert resolved == {**dataclasses.asdict(PRESETS[preset]), "terms": list(PRESETS[preset].terms), **beside}
+    assert resolved == {
+        **dataclasses.asdict(PRESETS[preset]),
+        "masked_terms": list(PRESETS[preset].masked_terms),
+        **beside,
+    }
     assert expand(found) == found
 
 

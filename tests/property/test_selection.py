@@ -36,7 +36,7 @@ specs = st.builds(
 
 @st.composite
 def batches(draw, max_rows=6):
-    """Tokens with ties, answers of any length (also none), and unique row keys in any order."""
+    """Tokens with ties, answers of any length (also none), and unique sequence ids in any order."""
     rows, width = draw(st.integers(1, max_rows)), draw(st.integers(1, 7))
     dtype = draw(st.sampled_from(DTYPES))
 
@@ -52,7 +52,7 @@ def batches(draw, max_rows=6):
         "answer_mask": answer_mask,
         "logp": torch.where(answer_mask, numbers(coarse, rows, width), torch.inf),
         "advantages": numbers(coarse, rows),
-        "row_key": torch.tensor(keys),
+        "sequence_id": torch.tensor(keys),
     }
 
 
@@ -67,7 +67,7 @@ def scores_of(batch, spec, seed):
     entropy, logp, advantages = (batch[name].to(dtype) for name in ("entropy", "logp", "advantages"))
     if spec.keep == "random":
         noise = hash_bits if spec.rule == "count" else hash_uniform
-        return noise(seed, batch["row_key"][:, None], torch.arange(mask.shape[1]))
+        return noise(seed, batch["sequence_id"][:, None], torch.arange(mask.shape[1]))
     if spec.keep == "covariance":
         A, x = advantages.double()[:, None].expand(mask.shape), logp.double()
         mean_a, mean_x = (math.fsum(y[mask].tolist()) / max(1, int(mask.sum())) for y in (A, x))
@@ -79,13 +79,13 @@ def scores_of(batch, spec, seed):
 
 def chosen_of_set(batch, spec, seed):
     """Sorts all tokens of one set: the mask, and the threshold."""
-    mask, row_key = batch["answer_mask"], batch["row_key"].tolist()
+    mask, sequence_id = batch["answer_mask"], batch["sequence_id"].tolist()
     if spec.keep == "all" or not mask.any():
         return mask, math.nan
     scores = scores_of(batch, spec, seed)
     kept = torch.zeros_like(mask)
     if spec.rule == "count":
-        tokens = sorted(mask.nonzero().tolist(), key=lambda t: (-scores[tuple(t)].item(), row_key[t[0]], t[1]))
+        tokens = sorted(mask.nonzero().tolist(), key=lambda t: (-scores[tuple(t)].item(), sequence_id[t[0]], t[1]))
         k = spec.kept(len(tokens))
         skipped = (len(tokens) - k) // 2 if spec.keep == "band" else 0
         for row, column in tokens[skipped : skipped + k]:
@@ -105,7 +105,7 @@ def chosen(batch, spec, seed=0):
     if spec.scope != "sequence":
         mask, threshold = chosen_of_set(batch, spec, seed)
         return mask, torch.tensor(threshold, dtype=torch.float64)
-    rows = [chosen_of_set(rows_of(batch, [row]), spec, seed) for row in range(len(batch["row_key"]))]
+    rows = [chosen_of_set(rows_of(batch, [row]), spec, seed) for row in range(len(batch["sequence_id"]))]
     return torch.cat([mask for mask, _ in rows]), torch.tensor([t for _, t in rows], dtype=torch.float64)
 
 
@@ -159,7 +159,7 @@ def test_count_is_exact_and_padding_is_never_kept(batch, spec):
 @settings(deadline=None, max_examples=150)
 @given(batches(), specs, st.randoms(use_true_random=False), st.integers(0, 3))
 def test_order_of_rows_and_padding_do_not_matter(batch, spec, random, padding):
-    order = random.sample(range(len(batch["row_key"])), len(batch["row_key"]))
+    order = random.sample(range(len(batch["sequence_id"])), len(batch["sequence_id"]))
     expected = select(**batch, spec=spec, seed=5)
     moved = rows_of(batch, order)
     for name in ("entropy", "logp", "answer_mask"):
@@ -176,13 +176,13 @@ def test_strictly_monotone_maps_do_not_matter(batch, spec):
     ranks = torch.searchsorted(entropy.unique(), entropy).double()  # order only, exact in every dtype
     expected = select(**batch, spec=spec).mask
     for mapped in (ranks, (ranks - 20).half(), ranks.float() ** 3 - 7, 2.0 ** (ranks * 20 - 500)):
-        assert torch.equal(select(mapped, mask, spec, row_key=batch["row_key"]).mask, expected)
+        assert torch.equal(select(mapped, mask, spec, sequence_id=batch["sequence_id"]).mask, expected)
 
 
 @settings(deadline=None, max_examples=100)
 @given(batches(max_rows=7), specs, st.integers(2, 3), st.randoms(use_true_random=False))
 def test_spread_over_ranks_equals_one_rank(batch, spec, ranks, random):
-    owner = torch.tensor([random.randrange(ranks) for _ in batch["row_key"]])
+    owner = torch.tensor([random.randrange(ranks) for _ in batch["sequence_id"]])
     parts = []
     for rank in range(ranks):
         mine = owner == rank
@@ -227,7 +227,7 @@ def test_number_of_collectives_is_fixed_also_on_a_rank_without_tokens(keep, rule
             "answer_mask": torch.ones(rows, 6).bool(),
             "logp": -values,
             "advantages": torch.arange(rows).to(dtype),
-            "row_key": torch.arange(rows) + first,
+            "sequence_id": torch.arange(rows) + first,
         }
 
     spec = ForkSelection(keep=keep, rule=rule)
@@ -250,7 +250,7 @@ def test_a_score_that_is_no_number_on_one_rank_is_an_error_on_all(scope, keep, v
             "logp": torch.rand(2, 3),
             "advantages": torch.ones(2),
             "answer_mask": torch.ones(2, 3).bool(),
-            "row_key": torch.arange(2) + 2 * rank,
+            "sequence_id": torch.arange(2) + 2 * rank,
         }
         for rank in range(2)
     ]
@@ -264,9 +264,9 @@ def test_a_score_that_is_no_number_on_one_rank_is_an_error_on_all(scope, keep, v
 
 
 def test_repeated_row_keys_on_two_ranks_are_an_error_on_both():
-    part = {"entropy": torch.zeros(2, 3), "answer_mask": torch.ones(2, 3).bool(), "row_key": torch.arange(2)}
+    part = {"entropy": torch.zeros(2, 3), "answer_mask": torch.ones(2, 3).bool(), "sequence_id": torch.arange(2)}
     results, _ = over_ranks([part, part], ForkSelection(rho=0.4))
-    assert all("row_key must be unique over all ranks" in str(result) for result in results)
+    assert all("sequence_id must be unique over all ranks" in str(result) for result in results)
 
 
 @pytest.mark.parametrize("keep", ["top", "random", "band"])
@@ -278,8 +278,8 @@ def test_more_tokens_than_a_tile(keep, rule, ties):
     answer_mask = torch.arange(width) < torch.randint(1, width + 1, (200, 1), generator=generator)
     entropy = torch.rand(200, width, generator=generator)
     entropy = (entropy * 4).floor() if ties else entropy
-    spec, row_key = ForkSelection(keep=keep, rule=rule), torch.randperm(200, generator=generator)
-    batch = {"entropy": entropy, "answer_mask": answer_mask, "row_key": row_key}
+    spec, sequence_id = ForkSelection(keep=keep, rule=rule), torch.randperm(200, generator=generator)
+    batch = {"entropy": entropy, "answer_mask": answer_mask, "sequence_id": sequence_id}
     whole = select(**batch, spec=spec, seed=11)
     score = {"logp": entropy, "advantages": torch.zeros(200)}
     dense = {**batch, **score}
@@ -293,13 +293,13 @@ def test_more_tokens_than_a_tile(keep, rule, ties):
         high = torch.quantile(tokens, 0.6) if keep == "band" else tokens.max()
         expected = answer_mask & (scores >= low) & (scores <= high)
     else:
-        by_key = row_key.argsort()
+        by_key = sequence_id.argsort()
         ranked = scores[by_key].flatten().sort(stable=True, descending=True).indices
         k = spec.kept(n)
         skipped = (n - k) // 2 if keep == "band" else 0
         expected = torch.zeros(200 * width, dtype=torch.bool)
         expected[ranked[skipped : skipped + k]] = True
-        expected = expected.view(200, width)[row_key]
+        expected = expected.view(200, width)[sequence_id]
     assert torch.equal(whole.mask, expected)
     parts = [rows_of(batch, slice(rank, None, 3)) for rank in range(3)]
     results, _ = over_ranks(parts, spec, seed=11)

@@ -6,12 +6,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from forklight.verify import ChoiceVerifier, CountdownVerifier, FormatVerifier, IntegerVerifier, MathVerifier
-from forklight.verify.copied import copied
-from forklight.verify.extract import extract_box
-from forklight.verify.latex import clean
-from forklight.verify.limits import too_large
-from forklight.verify.prose import marked_answer
-from forklight.verify.quick import quick
+from forklight.verify.math.copied import copied
+from forklight.verify.math.extract import extract_box
+from forklight.verify.math.latex import clean
+from forklight.verify.math.limits import too_large
+from forklight.verify.math.prose import marked_answer
+from forklight.verify.math.quick import quick
 
 VERIFIER = CountdownVerifier()
 TEXT = st.text(max_size=300) | st.text(alphabet=r"\boxedfrac{}()[]^_0123456789+-*/=,.;:!$% \n", max_size=300)

@@ -8,28 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from layers import LEVEL
 
 import forklight
 
 PACKAGE = Path(forklight.__file__).parent
 REPOSITORY = PACKAGE.parent
 
-LAYERS = [
-    {"types", "__init__"},
-    {"algo", "metrics", "verify"},
-    {"data", "models"},
-    {"rollout"},
-    {"module", "supervised", "run_folder", "presets"},
-    {"callbacks", "analysis"},
-    {"cli"},
-    {"__main__"},
-]
-"""A part may import from parts in earlier sets and from itself, nothing else of forklight."""
-
-LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
-MAY_IMPORT_LIGHTNING = {"module", "supervised", "callbacks", "cli", "data.datamodule"}
+MAY_IMPORT_LIGHTNING = {"module", "supervised", "callbacks", "commands", "cli", "data.datamodule"}
 MODELS = {"torch", "torchmetrics", "transformers", "datasets"}
 SYSTEM = {
     "os",
@@ -47,6 +34,8 @@ SYSTEM = {
 FORMATS = {"json", "csv", "pickle", "sqlite3", "yaml", "logging", "urllib", "http", "datasets", "safetensors"}
 FORBIDDEN = {
     "types": MODELS,
+    "errors": MODELS,
+    "stopwatch": MODELS,
     "verify": MODELS,
     "algo": SYSTEM | FORMATS | {"transformers"},
     "metrics": {"transformers", "datasets"},
@@ -80,7 +69,7 @@ def may_import(module: str, name: str) -> bool:
     if root in LIGHTNING:
         return part in MAY_IMPORT_LIGHTNING or inner in MAY_IMPORT_LIGHTNING
     if root == "vllm":
-        return inner.startswith("rollout.vllm")
+        return inner.startswith("sampling.vllm")
     return root not in FORBIDDEN.get(part, set())
 
 
@@ -117,22 +106,22 @@ def test_layer_rule(module, path):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("forklight.algo.losses", "from forklight.data.problems import ProblemFile"),
-        ("forklight.algo.losses", "from ..models import policy"),
-        ("forklight.algo.losses", "from forklight import rollout"),
-        ("forklight.algo.losses", "import forklight.verify.pool"),
-        ("forklight.algo.losses", "def f():\n    from transformers import AutoModel"),
-        ("forklight.algo.losses", "import lightning.pytorch as pl"),
-        ("forklight.algo.losses", "import os.path"),
-        ("forklight.algo.losses", "print('loss')"),
+        ("forklight.algo.ratios", "from forklight.data.problems import ProblemFile"),
+        ("forklight.algo.ratios", "from ..models import policy"),
+        ("forklight.algo.ratios", "from forklight import rollout"),
+        ("forklight.algo.ratios", "import forklight.verify.workers.pool"),
+        ("forklight.algo.ratios", "def f():\n    from transformers import AutoModel"),
+        ("forklight.algo.ratios", "import lightning.pytorch as pl"),
+        ("forklight.algo.ratios", "import os.path"),
+        ("forklight.algo.ratios", "print('loss')"),
         ("forklight.types", "import torch"),
-        ("forklight.verify.equal", "if True:\n    import torch.nn"),
-        ("forklight.metrics", "from forklight.algo.types import ForkMask"),
+        ("forklight.verify.math.verifier", "if True:\n    import torch.nn"),
+        ("forklight.metrics", "from forklight.algo.batch import ForkMask"),
         ("forklight.metrics", "import transformers"),
         ("forklight.data.prompts", "from lightning import LightningDataModule"),
-        ("forklight.data.visits", "from forklight.models.policy import Policy"),
-        ("forklight.rollout.hf", "import vllm"),
-        ("forklight.rollout.hf", "import importlib\nimportlib.import_module('vllm.config')"),
+        ("forklight.data.stream", "from forklight.models.policy import Policy"),
+        ("forklight.sampling.hf", "import vllm"),
+        ("forklight.sampling.hf", "import importlib\nimportlib.import_module('vllm.config')"),
         ("forklight.models.policy", "import pytorch_lightning"),
         ("forklight.module", "from forklight import cli"),
         ("forklight.module", "from forklight.callbacks.evaluate import Evaluate"),
@@ -148,11 +137,11 @@ def test_the_checker_finds_violations(module, source):
     ("module", "source"),
     [
         (
-            "forklight.algo.losses",
-            "import math\nimport torch\nfrom forklight.algo.types import LossOutput\nfrom . import plan",
+            "forklight.algo.ratios",
+            "import math\nimport torch\nfrom forklight.algo.batch import LossOutput\nfrom . import plan",
         ),
         ("forklight.data.datamodule", "from lightning import LightningDataModule\nfrom forklight.types import Problem"),
-        ("forklight.rollout.vllm_server", "import vllm\nfrom forklight import __version__"),
+        ("forklight.sampling.vllm_server", "import vllm\nfrom forklight import __version__"),
         (
             "forklight.callbacks.samples",
             "import lightning\nfrom forklight.module import ForkGRPOModule\nfrom forklight.rollout import sampler",
@@ -161,8 +150,9 @@ def test_the_checker_finds_violations(module, source):
             "forklight.metrics",
             "import math\nimport torch\nfrom torchmetrics import Metric\nfrom forklight.types import Problem",
         ),
-        ("forklight.verify.pool", "import multiprocessing\nfrom .base import Verifier"),
-        ("forklight.cli", "from forklight.module import ForkGRPOModule\nimport lightning"),
+        ("forklight.verify.workers.pool", "import multiprocessing\nfrom .base import Verifier"),
+        ("forklight.commands.lightning_cli", "from forklight.module import ForkGRPOModule\nimport lightning"),
+        ("forklight.cli", "from forklight.commands.lightning_cli import ForkCLI"),
     ],
 )
 def test_the_checker_lets_the_rest_through(module, source):
@@ -173,7 +163,7 @@ def test_the_checker_lets_the_rest_through(module, source):
     ("is_package", "level", "target"), [(True, 1, "algo"), (False, 1, "algo"), (False, 2, "types")]
 )
 def test_relative_imports_are_resolved(is_package, level, target):
-    module = "forklight.algo" if is_package else "forklight.algo.losses"
+    module = "forklight.algo" if is_package else "forklight.algo.ratios"
     names = imported_names(module, is_package, ast.parse(f"from {'.' * level} import x"))
     assert list(names) == [(1, "forklight.algo.x" if target == "algo" else "forklight.x")]
 

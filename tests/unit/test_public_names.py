@@ -11,7 +11,9 @@ from forklight.algo import advantages, logprobs, selection
 SIGNATURES = {
     cli.main: "(args: collections.abc.Sequence[str] | None = None) -> None",
     selection.ForkSelection.preset: "(name)",
-    selection.select: "(entropy, answer_mask, spec, *, logp=None, advantages=None, row_key=None, seed=0, reduce=None)",
+    selection.select: (
+        "(entropy, answer_mask, spec, *, logp=None, advantages=None, sequence_id=None, seed=0, reduce=None)"
+    ),
     logprobs.token_stats: "(hidden, weight, targets, temperature=1.0, entropy_temperature=None, entropy_grad=False)",
     logprobs.selected_logprob: "(hidden, weight, targets, rows, temperature=1.0, known=None)",
     logprobs.selected_policy_loss: "(hidden, weight, targets, rows, token_loss, temperature=1.0)",
@@ -50,8 +52,8 @@ def test_selection_fields():
         "entropy_of": "old",
         "rule": "count",
         "temperature": "sampling",
-        "over": "contributing",
+        "eligible": "contributing",
         "denominator": "selected",
-        "terms": ("policy",),
-        "truncated": True,
+        "masked_terms": ("policy",),
+        "select_truncated": True,
     }

@@ -1,8 +1,8 @@
 """Makes this folder's tokenizer and config; `forklight fit --config configs/countdown/base.yaml` makes the weights.
 
 `python -m forklight.models.tiny.build FOLDER` writes both. The tokenizer knows the whole numbers 0 .. 999 and the
-words of the Countdown prompt as single tokens and falls back to single bytes for everything else, so any text comes
-back from encode and decode as it was.
+words of the Countdown prompt as single tokens and falls back to single bytes for everything else, so any text passes
+through encode and decode unchanged.
 """
 
 import sys

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from forklight.algo.kl import KLTerm, kl_estimate
+from forklight.algo.kl import KLConfig, kl_estimate
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "losses.json").read_text())["kl"]
 ESTIMATORS = ("k1", "k2", "k3")
@@ -97,8 +97,8 @@ def test_wrong_arguments_are_refused():
 )
 def test_wrong_terms_are_refused_by_name(kwargs, name):
     with pytest.raises(ValueError, match=rf"model\.kl\.{name}"):
-        KLTerm(**kwargs)
+        KLConfig(**kwargs)
 
 
 def test_there_is_no_term_by_default():
-    assert KLTerm() == KLTerm(coef=0.0, estimator="k3", placement="loss", refresh_every_rollouts=0)
+    assert KLConfig() == KLConfig(coef=0.0, estimator="k3", placement="loss", refresh_every_rollouts=0)

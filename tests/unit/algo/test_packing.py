@@ -1,18 +1,18 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import experience
+from tiny import rollout_batch
 
+from forklight.algo.batch import MicroBatch
 from forklight.algo.packing import PADDING, buckets_of, pack
-from forklight.algo.types import Chunk
 
 
-def chunk(*groups):
+def micro_batch(*groups):
     """Groups of a prompt and its answers, as token ids."""
     rows = [(number, prompt, answer) for number, (prompt, answers) in enumerate(groups) for answer in answers]
     ids = [torch.tensor(prompt + answer) for _, prompt, answer in rows]
     length = torch.tensor([len(answer) for *_, answer in rows])
-    return Chunk(
+    return MicroBatch(
         torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
         torch.tensor([len(prompt) for _, prompt, _ in rows]),
         torch.arange(int(length.max())) < length[:, None],
@@ -21,7 +21,7 @@ def chunk(*groups):
     )
 
 
-TWO_GROUPS = chunk(([10, 11, 12], [[20, 21], [30, 31, 32], [40]]), ([50], [[60, 61]]))
+TWO_GROUPS = micro_batch(([10, 11, 12], [[20, 21], [30, 31, 32], [40]]), ([50], [[60, 61]]))
 
 
 def test_hand_worked():
@@ -44,8 +44,8 @@ def test_only_what_is_needed_is_there():
 @given(st.integers(0, 10**6), st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_attention_sees_every_sequence_in_its_order(seed, cut):
-    x = experience(seed)
-    part = x.chunk(torch.arange(len(x.group)))
+    x = rollout_batch(seed)
+    part = x.micro_batch(torch.arange(len(x.problem_index)))
     needed = x.answer_length
     if cut:
         needed = needed * torch.rand(len(needed), generator=torch.Generator().manual_seed(seed)).round().long()
@@ -78,14 +78,14 @@ def test_buckets_hold_every_sequence_once_with_little_padding(lengths):
 
 
 def test_groups_share_a_prompt_only_with_their_neighbours():
-    x = experience(3, problems=2, answers=2)
-    mixed = x.chunk(torch.tensor([0, 2, 1, 3]))  # a plan keeps draw order; if not, nothing is shared
+    x = rollout_batch(3, problems=2, answers=2)
+    mixed = x.micro_batch(torch.tensor([0, 2, 1, 3]))  # a plan keeps draw order; if not, nothing is shared
     assert len(pack(mixed).input_ids) == int((x.prompt_length + x.answer_length - 1).sum())
 
 
 def test_segments_are_the_same_sequences():
-    x = experience(5)
-    packed = pack(x.chunk(torch.arange(len(x.group))), segments=True)
+    x = rollout_batch(5)
+    packed = pack(x.micro_batch(torch.arange(len(x.problem_index))), segments=True)
     segments = packed.segments
     ends, keys = segments.query_ends.tolist(), segments.key_ends.tolist()
     assert ends[-1] == len(packed.input_ids)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import SMALL, experience, load, write_kind, write_model
+from tiny import SMALL, load, rollout_batch, write_kind, write_model
 from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
@@ -10,6 +10,8 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
 )
+
+from forklight.models.heads import all_stats
 
 
 @pytest.fixture(
@@ -26,9 +28,9 @@ def path(request, tmp_path):
     return write_model(tmp_path) if request.param is None else write_kind(tmp_path, request.param(**SMALL))
 
 
-def hidden_and_gradients(policy, chunk):
+def hidden_and_gradients(policy, micro_batch):
     policy.zero_grad()
-    hidden = policy._answer_hidden(chunk, None)[0]
+    hidden = policy._answer_hidden(micro_batch, None)[0]
     weights = torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype).view_as(hidden)
     (hidden * weights).sum().backward()
     grads = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
@@ -38,7 +40,7 @@ def hidden_and_gradients(policy, chunk):
 def alone(policy, x):
     """Every sequence in a pass of its own."""
     hidden = []
-    for row in range(len(x.group)):
+    for row in range(len(x.problem_index)):
         prompt, length = int(x.prompt_length[row]), int(x.prompt_length[row] + x.answer_length[row])
         found = policy.body(input_ids=x.input_ids[row : row + 1, : length - 1], use_cache=False).last_hidden_state
         hidden.append(found[0, prompt - 1 :])
@@ -46,15 +48,15 @@ def alone(policy, x):
 
 
 def test_packed_rows_are_the_sequences_alone(path):
-    x = experience(1)
-    chunk = x.chunk(torch.arange(len(x.group)))
+    x = rollout_batch(1)
+    micro_batch = x.micro_batch(torch.arange(len(x.problem_index)))
     policy = load(path)
     assert policy.packing
-    packed, by_packed = hidden_and_gradients(policy, chunk)
+    packed, by_packed = hidden_and_gradients(policy, micro_batch)
     torch.testing.assert_close(packed, alone(policy, x), rtol=1e-10, atol=1e-10)
     padded = load(path, packing=False)
     assert not padded.packing
-    by_length, by_padded = hidden_and_gradients(padded, chunk)
+    by_length, by_padded = hidden_and_gradients(padded, micro_batch)
     torch.testing.assert_close(by_length, packed, rtol=1e-10, atol=1e-10)
     assert (by_packed - by_padded).abs().max() <= 1e-10 * by_padded.abs().max()
 
@@ -70,31 +72,32 @@ def test_packed_rows_are_the_sequences_alone(path):
 )
 def test_others_are_padded_and_it_is_said(config, settings, tmp_path, caplog):
     caplog.set_level("INFO")
-    path, x = write_kind(tmp_path, config), experience(2)
+    path, x = write_kind(tmp_path, config), rollout_batch(2)
     policy = load(path, **settings)
     assert not policy.packing
     assert f"model.policy.packing: {path} is trained in padded batches" in caplog.text
-    hidden, _ = hidden_and_gradients(policy, x.chunk(torch.arange(len(x.group))))
+    hidden, _ = hidden_and_gradients(policy, x.micro_batch(torch.arange(len(x.problem_index))))
     torch.testing.assert_close(hidden, alone(policy, x), rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_checkpointing_computes_packed_rows_again(tmp_path):
-    path, x = write_model(tmp_path), experience(1)
-    chunk = x.chunk(torch.arange(len(x.group)))
-    plain, again = (hidden_and_gradients(load(path, gradient_checkpointing=on), chunk) for on in (False, True))
+    path, x = write_model(tmp_path), rollout_batch(1)
+    micro_batch = x.micro_batch(torch.arange(len(x.problem_index)))
+    plain, again = (hidden_and_gradients(load(path, gradient_checkpointing=on), micro_batch) for on in (False, True))
     assert torch.equal(plain[0], again[0])
     assert torch.equal(plain[1], again[1])
 
 
 def test_a_shared_prompt_goes_through_the_layers_once(tmp_path):
-    x = experience(1)
+    x = rollout_batch(1)
     policy = load(write_model(tmp_path))
-    policy(x.chunk(torch.arange(len(x.group))), 1.0)
+    with torch.no_grad():
+        policy(x.micro_batch(torch.arange(len(x.problem_index))), all_stats)
     work = policy.work["statistics"]
-    prompts = x.prompt_length[:: len(x.group) // 6].sum()  # one of each group
+    prompts = x.prompt_length[:: len(x.problem_index) // 6].sum()  # one of each group
     assert work.passes == 1
-    assert work.sequences == len(x.group)
+    assert work.sequences == len(x.problem_index)
     assert work.tokens == (x.prompt_length + x.answer_length - 1).sum()
     assert work.row_tokens == prompts + (x.answer_length - 1).sum()
-    assert work.padded_tokens == len(x.group) * int((x.prompt_length + x.answer_length - 1).max())
+    assert work.padded_tokens == len(x.problem_index) * int((x.prompt_length + x.answer_length - 1).max())
     assert work.head_products == x.answer_length.sum()

@@ -7,18 +7,19 @@ from typing import get_args
 
 import pytest
 import torch
-from tiny import VOCABULARY, experience, load, write_model
+from tiny import VOCABULARY, flat, load, rollout_batch, write_model
 
-from forklight.algo import objectives, tiles
-from forklight.algo.correction import Correction
-from forklight.algo.kl import KLTerm
-from forklight.algo.losses import ClipRange
-from forklight.algo.objective import Objective
+from forklight.algo import objectives
+from forklight.algo.config import AlgorithmConfig
+from forklight.algo.correction import CorrectionConfig
+from forklight.algo.kl import KLConfig
+from forklight.algo.logprobs import tiles
+from forklight.algo.objectives.base import Objective
+from forklight.algo.ratios import ClipRange
 from forklight.algo.selection import ForkSelection
-from forklight.algo.terms import Loss
 from forklight.models import PolicyConfig, Reference
-from forklight.models.heads import HEADS, HeadInput, HeadName, VisitOutput
-from forklight.rollout.learn import Learner
+from forklight.models.heads import HEADS, HeadName, all_stats
+from forklight.training.update import Learner
 
 OTHERS = ("selected", "gathered")
 
@@ -41,40 +42,50 @@ N, COLUMNS = 12, 40
 class Toy:
     """Weighted squares of the log-probabilities of some tokens, of all, or of those with the highest entropies."""
 
-    def __init__(self, rows, wants_all, separable, entropy_grad):
+    def __init__(self, rows, wants_all, separable):
         self.wants_all = wants_all
         self.separable = separable
-        self.entropy_grad = entropy_grad
         self.chosen = {"some": torch.arange(1, N, 3), "all": torch.arange(N), "none": torch.arange(0)}.get(rows)
-        self.seen, self.tiles = 0, []
+        self.observed, self.tiles = 0, []
 
-    def rows(self):
-        return self.chosen
+    def __call__(self, head):
+        """The loss, and the number of tokens whose statistics it has."""
+        known = None
+        if head.covers_all or self.chosen is None or (self.wants_all and len(self.chosen) < len(head)):
+            known = head.all_stats()
+            self.observe(known)
+        if known is None and self.separable and head.fuses:
+            loss, stats = head.fused_loss(self.chosen, self.token_loss)
+        else:
+            stats = head.stats(self.chosen, known)
+            loss = self.loss_of(stats, head.entropy_grad)
+        if known is None and self.wants_all:
+            self.observe(stats)
+        return loss, stats.logp.isfinite().sum()
 
-    def see(self, stats):
+    def observe(self, stats):
         assert stats.logp.isfinite().all()
-        self.seen += 1
+        self.observed += 1
         if self.chosen is None:
             self.chosen = stats.entropy.detach().topk(N // 3).indices
 
-    def token_loss(self, stats, rows):
-        self.tiles.append(len(rows))
-        return torch.linspace(-1, 2, N)[rows] * stats.logp.square() + stats.entropy
+    def token_loss(self, stats, part):
+        self.tiles.append(len(stats.logp))
+        return torch.linspace(-1, 2, N)[self.chosen[part]] * stats.logp.square() + stats.entropy
 
-    def total(self, stats):
+    def loss_of(self, stats, entropy_grad):
         rows = self.chosen
-        entropy = stats.entropy[rows] if self.entropy_grad else stats.entropy[rows].detach()
+        entropy = stats.entropy[rows] if entropy_grad else stats.entropy[rows].detach()
         values = torch.linspace(-1, 2, N)[rows] * stats.logp[rows].square() + entropy
-        loss = values.sum() if self.separable else values.sum().square()
-        return VisitOutput(loss, {"looked at": stats.logp.isfinite().sum()})
+        return values.sum() if self.separable else values.sum().square()
 
 
-def toy_input(entropy_grad=False, entropy_temperature=0.7, dtype=torch.float64):
+def toy_head(name, entropy_grad=False, entropy_temperature=0.7, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(N, 6, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
     weight = torch.randn(COLUMNS, 6, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
     targets = torch.randint(COLUMNS, (N,), generator=generator)
-    return HeadInput(hidden, weight, targets, 0.7, entropy_temperature, entropy_grad)
+    return HEADS[name](hidden, weight, targets, 0.7, entropy_temperature, entropy_grad)
 
 
 TOYS = [
@@ -89,25 +100,24 @@ TOYS = [
 @pytest.mark.parametrize(("rows", "wants_all", "separable", "entropy_grad", "entropy_temperature"), TOYS)
 def test_heads_agree_on_any_loss(monkeypatch, rows, wants_all, separable, entropy_grad, entropy_temperature):
     monkeypatch.setitem(tiles.ELEMENTS_PER_BLOCK, "cpu", 2 * COLUMNS)
-    x = toy_input(entropy_grad, entropy_temperature)
     results = {}
-    for name, head in HEADS.items():
-        loss = Toy(rows, wants_all, separable, entropy_grad)
-        out = head(x, loss)
-        gradients = torch.autograd.grad(out.loss, (x.hidden, x.weight))
-        results[name] = out.loss.item(), gradients, out.metrics["looked at"].item(), loss
-    loss, gradients, looked_at, full = results.pop("full")
-    assert (looked_at, full.seen, full.tiles) == (N, 1, [])
-    for same, same_gradients, looked_at, visit in results.values():
-        assert torch.equal(visit.chosen, full.chosen)
+    for name in HEADS:
+        loss_fn, head = Toy(rows, wants_all, separable), toy_head(name, entropy_grad, entropy_temperature)
+        loss, ranked_rows = loss_fn(head)
+        gradients = torch.autograd.grad(loss, (head.hidden, head.weight))
+        results[name] = loss.item(), gradients, ranked_rows.item(), loss_fn
+    loss, gradients, ranked_rows, full = results.pop("full")
+    assert (ranked_rows, full.observed, full.tiles) == (N, 1, [])
+    for same, same_gradients, ranked_rows, loss_fn in results.values():
+        assert torch.equal(loss_fn.chosen, full.chosen)
         assert same == pytest.approx(loss, rel=1e-12, abs=1e-14)
         assert rows == "none" or apart(same_gradients, gradients) < 1e-12
         assert rows != "none" or not any(gradient.any() for gradient in same_gradients)
-        assert looked_at == (N if wants_all else len(full.chosen))
-        assert visit.seen == int(wants_all) or rows == "all"
-    one_pass = separable and not entropy_grad and entropy_temperature == x.temperature
-    one_pass &= rows == "all" or (rows != "chosen by entropy" and not wants_all)
-    assert (results["selected"][3].tiles != []) == one_pass
+        assert ranked_rows == (N if wants_all else len(full.chosen))
+        assert loss_fn.observed == int(wants_all)
+    fused = separable and not entropy_grad and entropy_temperature == 0.7
+    fused &= rows == "all" or (rows != "chosen by entropy" and not wants_all)
+    assert (results["selected"][3].tiles != []) == fused
     assert max(results["selected"][3].tiles, default=0) <= 2
     assert results["gathered"][3].tiles == []
 
@@ -115,28 +125,49 @@ def test_heads_agree_on_any_loss(monkeypatch, rows, wants_all, separable, entrop
 @pytest.mark.parametrize("rows", ["some", "all"])
 @pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize("entropy_temperature", [0.7, 1.3])
-@pytest.mark.parametrize("head", HEADS)
-def test_a_loss_that_wants_all_statistics_is_shown_them_once(head, rows, separable, entropy_temperature):
-    loss = Toy(rows, wants_all=True, separable=separable, entropy_grad=False)
-    HEADS[head](toy_input(entropy_temperature=entropy_temperature), loss)
-    assert loss.seen == 1
+@pytest.mark.parametrize("name", HEADS)
+def test_a_loss_that_wants_all_statistics_is_shown_them_once(name, rows, separable, entropy_temperature):
+    loss_fn = Toy(rows, wants_all=True, separable=separable)
+    loss_fn(toy_head(name, entropy_temperature=entropy_temperature))
+    assert loss_fn.observed == 1
 
 
 @pytest.mark.parametrize("rows", ["some", "all", "chosen by entropy"])
 @pytest.mark.parametrize("separable", [False, True])
 def test_heads_agree_under_autocast(rows, separable):
     """A pass without gradients in the same context leaves no cast of the weight behind."""
-    x, results = toy_input(dtype=torch.float32), []
-    for head in HEADS.values():
+    results = []
+    for name in HEADS:
+        head = toy_head(name, dtype=torch.float32)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = head(x, Toy(rows, rows == "chosen by entropy", separable, False)).loss
-        results.append((loss.item(), torch.autograd.grad(loss, (x.hidden, x.weight))))
+            loss, _ = Toy(rows, rows == "chosen by entropy", separable)(head)
+        results.append((loss.item(), torch.autograd.grad(loss, (head.hidden, head.weight))))
     loss, gradients = results.pop()
     assert all(gradient.any() for gradient in gradients)
     for same, same_gradients in results:
         assert same == pytest.approx(loss, rel=2e-2)
         assert apart(same_gradients, gradients) < 2e-2
         assert {gradient.dtype for gradient in same_gradients} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_head_counts_its_products(name):
+    """Rows times products: one forward and two backward; with a pass before it, `selected` does not repeat forward."""
+    rows = torch.arange(1, N, 3)
+    alone, after_all = toy_head(name), toy_head(name)
+    alone.stats(rows)
+    after_all.stats(rows, after_all.all_stats())
+    assert alone.products == (4 if name == "selected" else 3) * len(rows)
+    assert after_all.products == N + 3 * len(rows)
+
+
+def test_only_the_selected_head_fuses_a_loss():
+    assert toy_head("selected").fuses
+    assert not toy_head("selected", entropy_temperature=1.3).fuses
+    for name in ("gathered", "full"):
+        assert not toy_head(name).fuses
+        with pytest.raises(NotImplementedError, match="cannot fuse"):
+            toy_head(name).fused_loss(torch.arange(N), None)
 
 
 # -- every objective ---------------------------------------------------------------------------------------------------
@@ -153,9 +184,12 @@ OBJECTIVES = {
     "KlCov": lambda: objectives.KlCov(0.3),
     "EntropyShaped": lambda: objectives.EntropyShaped(NARROW),
     "Archer": lambda: objectives.Archer(WIDE, NARROW, fork_kl=0.05, other_kl=0.1),
+    "Stare": lambda: objectives.Stare(NARROW, 0.3, positive_weight=1.5, negative_weight=0.5, target_entropy=100.0),
 }
-NOT_SEPARABLE = {"Gspo", "GspoToken"}
-TRUNCATE = Correction("token_truncate", high=1.2)
+NOT_SEPARABLE = {"Gspo", "GspoToken", "Stare"}
+NEEDED = {"Archer": {"denominator": "answer"}, "Stare": {"scope": "micro_batch_rank"}}
+"""What an objective asks of the selection."""
+TRUNCATE = CorrectionConfig("token_truncate", high=1.2)
 
 
 def test_every_shipped_objective_is_tested():
@@ -205,12 +239,12 @@ def sampled(with_head):
     """Answers with advantages, and log-probabilities of a sampler that does not quite agree."""
 
     def make(updates):
-        x = experience(5, problems=3, updates=updates, shares=(0.0, 0.0, 1.0))
-        chunk = x.chunk(torch.arange(len(x.group)))
-        told = torch.full(x.answer_mask.shape, torch.nan, dtype=torch.float64)
-        noise = torch.randn(len(chunk.row), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        chunk.write(told, with_head("full")(chunk, 1.0).logp + 0.3 * noise)
-        return replace(x, sampler_logp=told)
+        x = rollout_batch(5, problems=3, updates=updates, shares=(0.0, 0.0, 1.0))
+        micro_batch = x.micro_batch(torch.arange(len(x.problem_index)))
+        nan = torch.full(x.answer_mask.shape, torch.nan, dtype=torch.float64)
+        noise = torch.randn(len(micro_batch.row), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        logp = with_head("full")(micro_batch, all_stats).logp
+        return replace(x, sampler_logp=micro_batch.write(nan, logp + 0.3 * noise))
 
     return make
 
@@ -229,55 +263,55 @@ def spied(objective):
 
 
 def prepared(learner, x, update, policy, reference=None, updates=3):
-    """The lesson before the visit of an update; between two updates the policy moves."""
-    lesson = learner.begin(x, rollout=0, updates=updates, micro_batches=1)
+    """The state before the micro-batch of an update; between two updates the policy moves."""
+    state = learner.begin(x, rollout=0, updates=updates, micro_batches=1)
     for number in range(update + 1):
         if number:
             move(policy)
-        learner.prepare_update(lesson, number, policy, reference)
-    return lesson
+        learner.prepare_update(state, number, policy, reference)
+    return state
 
 
-def results_of(learner, lesson, update, policy):
-    """Loss, gradients and metrics of a visit."""
-    loss, sums = learner.loss(lesson, update, policy)
+def results_of(learner, state, update, policy):
+    """Loss, gradients and metrics of a micro-batch."""
+    loss, metrics = learner.loss(state, update, policy)
     gradients = torch.autograd.grad(loss, list(policy.parameters()))
-    return loss.item(), gradients, {name: value.item() for name, value in sums.items()}
+    return loss.item(), gradients, {name: value.item() for name, value in flat(metrics).items()}
 
 
-def visit(learner, x, update, policy, updates=3):
-    """The results of a visit, and its lesson."""
-    lesson = prepared(learner, x, update, policy, updates=updates)
-    return (*results_of(learner, lesson, update, policy), lesson)
+def one_update(learner, x, update, policy, updates=3):
+    """The results of an update's micro-batch, and the state."""
+    state = prepared(learner, x, update, policy, updates=updates)
+    return (*results_of(learner, state, update, policy), state)
 
 
 def settings_of(name, **choices):
-    denominator = "answer" if name == "Archer" else "selected"
-    return Loss(
-        ForkSelection(rho=0.4, denominator=denominator, **choices), OBJECTIVES[name](), KLTerm(0.1), 0, TRUNCATE
-    )
+    selection = ForkSelection(rho=0.4, **NEEDED.get(name, {}), **choices)
+    return AlgorithmConfig(selection, OBJECTIVES[name](), KLConfig(0.1), 0, TRUNCATE)
 
 
-@pytest.mark.parametrize("terms", [("policy",), ("policy", "kl")], ids=["kl of all tokens", "kl of the kept ones"])
+@pytest.mark.parametrize(
+    "masked_terms", [("policy",), ("policy", "kl")], ids=["kl of all tokens", "kl of the kept ones"]
+)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_heads_agree_on_every_objective(name, terms, with_head, reference, sampled, monkeypatch):
+def test_heads_agree_on_every_objective(name, masked_terms, with_head, reference, sampled, monkeypatch):
     monkeypatch.setitem(tiles.ELEMENTS_PER_BLOCK, "cpu", 3 * VOCABULARY)
-    settings = settings_of(name, terms=terms)
+    settings = settings_of(name, masked_terms=masked_terms)
     _, sizes = spied(settings.objective)
     policy, learner = with_head("full"), Learner(settings, length_limit=8)
-    lesson = prepared(learner, sampled(3), 1, policy, reference)
-    loss, gradients, sums = results_of(learner, lesson, 1, policy)
+    state = prepared(learner, sampled(3), 1, policy, reference)
+    loss, gradients, sums = results_of(learner, state, 1, policy)
     assert sums["kept_approx_kl_sum"] > 1e-3
     assert sums["kept_mismatch_ratio_max"] > TRUNCATE.high
     assert sums["dropped_tokens"] > 0
     for policy.head in OTHERS:
         sizes.clear()
-        same, same_gradients, same_sums = results_of(learner, lesson, 1, policy)
+        same, same_gradients, same_sums = results_of(learner, state, 1, policy)
         assert same == pytest.approx(loss, rel=1e-12)
         assert apart(same_gradients, gradients) < 1e-12
         assert same_sums.keys() == sums.keys()
         # Archer trains the dropped tokens too
-        everything = terms == ("policy",) or name == "Archer"
+        everything = masked_terms == ("policy",) or name == "Archer"
         for key, value in sums.items():
             nobody_looked = key.startswith("dropped_") and "mismatch" not in key and not everything
             assert same_sums[key] == pytest.approx(0 if nobody_looked else value, rel=1e-11, abs=1e-13), key
@@ -288,37 +322,38 @@ def test_heads_agree_on_every_objective(name, terms, with_head, reference, sampl
 @pytest.mark.parametrize(
     "settings",
     [
-        Loss(ForkSelection(rho=0.4)),
-        Loss(ForkSelection(rho=0.4), objectives.Gspo(WIDE)),
-        Loss(ForkSelection(rho=0.4, temperature=0.5), objectives.EntropyShaped(NARROW)),
-        Loss(ForkSelection(rho=0.4, keep="random")),
-        Loss(ForkSelection(rho=0.4, keep="random"), correction=Correction("sequence_truncate", high=1.2)),
-        Loss(ForkSelection(rho=0.4), entropy_coef=0.1, correction=TRUNCATE),
-        Loss(ForkSelection(rho=0.4, terms=("policy", "entropy"), temperature=0.5), entropy_coef=0.1),
-        Loss(ForkSelection(keep="all")),
-        Loss(ForkSelection(keep="all"), correction=TRUNCATE),
-        Loss(ForkSelection(keep="all"), objectives.Gspo(WIDE)),
-        Loss(ForkSelection(keep="all"), entropy_coef=0.1),
-        Loss(ForkSelection(keep="all", temperature=0.5)),
-        Loss(ForkSelection(rho=0.4), old_logp_from="sampler"),
-        Loss(ForkSelection(keep="all"), old_logp_from="sampler"),
+        AlgorithmConfig(ForkSelection(rho=0.4)),
+        AlgorithmConfig(ForkSelection(rho=0.4), objectives.Gspo(WIDE)),
+        AlgorithmConfig(ForkSelection(rho=0.4, temperature=0.5), objectives.EntropyShaped(NARROW)),
+        AlgorithmConfig(ForkSelection(rho=0.4, keep="random")),
+        AlgorithmConfig(
+            ForkSelection(rho=0.4, keep="random"), correction=CorrectionConfig("sequence_truncate", high=1.2)
+        ),
+        AlgorithmConfig(ForkSelection(rho=0.4), entropy_coef=0.1, correction=TRUNCATE),
+        AlgorithmConfig(ForkSelection(rho=0.4, masked_terms=("policy", "entropy"), temperature=0.5), entropy_coef=0.1),
+        AlgorithmConfig(ForkSelection(keep="all")),
+        AlgorithmConfig(ForkSelection(keep="all"), correction=TRUNCATE),
+        AlgorithmConfig(ForkSelection(keep="all"), objectives.Gspo(WIDE)),
+        AlgorithmConfig(ForkSelection(keep="all"), entropy_coef=0.1),
+        AlgorithmConfig(ForkSelection(keep="all", temperature=0.5)),
+        AlgorithmConfig(ForkSelection(rho=0.4), old_logp_from="sampler"),
+        AlgorithmConfig(ForkSelection(keep="all"), old_logp_from="sampler"),
     ],
     ids=lambda s: (
         f"{s.selection.keep}-{type(s.objective).__name__}-{s.selection.temperature}-{s.correction.method}-"
         f"{s.old_logp_from}"
     ),
 )
-def test_statistics_made_in_the_visit_are_those_of_the_full_head(settings, with_head, sampled):
+def test_statistics_made_in_the_forward_pass_are_those_of_the_full_head(settings, with_head, sampled):
     """With one update per rollout all tokens are looked at, kept and dropped ones."""
     results = []
     for head in ("full", *OTHERS):
         learner = Learner(settings, length_limit=8)
-        results.append(visit(learner, sampled(1), 0, with_head(head), updates=1))
-    (loss, gradients, sums, lesson), *others = results
-    x = lesson.experience
+        results.append(one_update(learner, sampled(1), 0, with_head(head), updates=1))
+    (loss, gradients, sums, state), *others = results
     assert (sums["dropped_tokens"] > 0) == (settings.selection.keep != "all")
     for same, same_gradients, same_sums, other in others:
-        assert torch.equal(other.experience.fork_mask, x.fork_mask)
+        assert torch.equal(other.tokens.fork_mask, state.tokens.fork_mask)
         assert same == pytest.approx(loss, rel=1e-12)
         assert apart(same_gradients, gradients) < 1e-12
         assert same_sums == pytest.approx(sums, rel=1e-11, abs=1e-13)
@@ -328,11 +363,11 @@ def test_statistics_made_in_the_visit_are_those_of_the_full_head(settings, with_
 @pytest.mark.parametrize("keep", ["all", "random"])
 @pytest.mark.parametrize("head", HEADS)
 def test_entropies_of_all_tokens_are_kept(head, keep, objective, with_head, sampled):
-    """Where no pass before the visit has found them."""
-    learner = Learner(Loss(ForkSelection(keep=keep), OBJECTIVES[objective]()))
+    """Where no pass before has found them."""
+    learner = Learner(AlgorithmConfig(ForkSelection(keep=keep), OBJECTIVES[objective]()))
     policy, x = with_head(head), sampled(1)
-    found = visit(learner, x, 0, policy, updates=1)[3].experience
-    entropy = policy(x.chunk(torch.arange(len(x.group))), 1.0).entropy
+    found = one_update(learner, x, 0, policy, updates=1)[3].tokens
+    entropy = policy(x.micro_batch(torch.arange(len(x.problem_index))), all_stats).entropy
     torch.testing.assert_close(found.entropy[x.answer_mask], entropy, rtol=1e-12, atol=1e-12)
 
 
@@ -350,17 +385,16 @@ class Centred(objectives.Dapo):
 @pytest.mark.parametrize("head", HEADS)
 def test_an_objective_that_reads_dropped_tokens_is_seen(head, updates, with_head, sampled):
     """Their log-probabilities are NaN where nobody has looked: the count of such tokens stops the run."""
-    x, learner = sampled(updates), Learner(Loss(objective=Centred()))
-    _, _, sums, _ = visit(learner, x, updates // 2, with_head(head), updates=updates)
+    x, learner = sampled(updates), Learner(AlgorithmConfig(objective=Centred()))
+    _, _, sums, _ = one_update(learner, x, updates // 2, with_head(head), updates=updates)
     assert sums["leaked"] > 0
 
 
 def test_what_was_not_looked_at_is_not_counted(with_head, sampled):
     """K > 1 and no term of all tokens."""
     for head, dropped in (("full", True), ("selected", False), ("gathered", False)):
-        _, _, sums, lesson = visit(Learner(Loss()), sampled(3), 1, with_head(head))
-        x = lesson.experience
-        assert sums["kept_tokens"] == x.fork_mask[x.update == 1].sum() > 0
+        _, _, sums, state = one_update(Learner(AlgorithmConfig()), sampled(3), 1, with_head(head))
+        assert sums["kept_tokens"] == state.tokens.fork_mask[state.batch.update == 1].sum() > 0
         assert sums["leaked"] == 0
         assert {
             name: value != 0 for name, value in sums.items() if name in ("dropped_tokens", "dropped_ratio_sum")

@@ -10,7 +10,7 @@ from tiny import load, write_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from forklight.models.weights import whole_weights
+from forklight.models.weights import full_weights
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def assert_same(found, expected, tolerance=0.0):
 
 
 def test_a_plain_models_weights_are_its_state_without_gradients(tied):
-    found = dict(whole_weights(tied))
+    found = dict(full_weights(tied))
     assert_same(found, tied.state_dict())
     assert not any(weight.requires_grad for weight in found.values())
     assert found["lm_head.weight"].data_ptr() == found["model.embed_tokens.weight"].data_ptr()
@@ -35,16 +35,16 @@ def test_a_plain_models_weights_are_its_state_without_gradients(tied):
 def test_tied_weights_come_once_if_asked_for(tied, tmp_path):
     expected = tied.state_dict()
     del expected["lm_head.weight"]
-    assert_same(whole_weights(tied, tied_once=True), expected)
+    assert_same(full_weights(tied, tied_once=True), expected)
     untied = load(write_model(tmp_path / "untied", tie_word_embeddings=False), "float32").model
-    assert_same(whole_weights(untied, tied_once=True), untied.state_dict())
+    assert_same(full_weights(untied, tied_once=True), untied.state_dict())
 
 
 def test_active_adapters_are_merged(tied):
     plain, names = copy.deepcopy(tied), set(tied.state_dict())
     config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     inject_adapter_in_model(config, tied)
-    merged = dict(whole_weights(tied))
+    merged = dict(full_weights(tied))
     assert merged.keys() == names
     changed = {name for name, weight in plain.state_dict().items() if not torch.equal(weight, merged[name])}
     assert changed == {name for name in names if "q_proj" in name or "down_proj" in name}
@@ -58,11 +58,11 @@ def test_active_adapters_are_merged(tied):
 def test_adapters_that_are_merged_already_or_off_add_nothing(tied, how):
     before = {name: weight.clone() for name, weight in tied.state_dict().items()}
     inject_adapter_in_model(LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False), tied)
-    merged = {name: weight.clone() for name, weight in whole_weights(tied)}
+    merged = {name: weight.clone() for name, weight in full_weights(tied)}
     for module in tied.modules():
         if hasattr(module, "get_delta_weight"):
             module.merge() if how == "merged" else module.enable_adapters(False)
-    assert_same(whole_weights(tied), merged if how == "merged" else before, tolerance=1e-6)
+    assert_same(full_weights(tied), merged if how == "merged" else before, tolerance=1e-6)
 
 
 def test_shards_are_gathered(tied):
@@ -70,7 +70,7 @@ def test_shards_are_gathered(tied):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         fully_shard(tied, mesh=init_device_mesh("cpu", (1,)))
-        found = dict(whole_weights(tied))
+        found = dict(full_weights(tied))
         assert all(type(weight) is torch.Tensor for weight in found.values())
         assert_same(found, expected)
     finally:

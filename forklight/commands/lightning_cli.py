@@ -1,0 +1,210 @@
+"""`forklight fit|validate|test|predict`: a LightningCLI with a run folder."""
+
+import logging
+import os
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from transformers.utils.logging import disable_progress_bar
+
+from forklight.callbacks.checkpoint import AtomicCheckpointIO, RngState, RunCheckpoint
+from forklight.callbacks.dump import DiagnosticDump
+from forklight.callbacks.evaluate import MathEval
+from forklight.callbacks.export import PolicyExport
+from forklight.callbacks.fork_monitor import ForkMonitor
+from forklight.callbacks.guards import Guards, check_fit
+from forklight.callbacks.progress import RunProgress
+from forklight.callbacks.startup import StartupTable
+from forklight.callbacks.throughput import Throughput
+from forklight.data.datamodule import MathDataModule
+from forklight.presets import MODE, add_parser_mode, expand_arguments
+from forklight.run_folder import RunFolder
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "use_distributed_sampler": False,
+    "enable_model_summary": False,
+    "val_check_interval": None,
+}
+"""What differs from Lightning's defaults: runs are counted in updates, and the loaders give each rank its own share."""
+
+_VERB_FOLDER = "FORKLIGHT_VERB_FOLDER"
+
+
+class ForkCLI(LightningCLI):
+    """LightningCLI whose components are chosen by `class_path`, with a fixed run folder and some fixed callbacks.
+
+    Args:
+        arguments: of the command line, beginning with the verb or with options before it.
+    """
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.known_verb = arguments[0] if arguments[0] in LightningCLI.subcommands() else None
+        super().__init__(
+            model_class=LightningModule,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "forklight", "parser_mode": MODE},
+            args=arguments,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks the instance
+        """The verb that the arguments begin with, otherwise all: the parser of each verb takes 0.2 s to build."""
+        verbs = LightningCLI.subcommands()
+        return verbs if self.known_verb is None else {self.known_verb: verbs[self.known_verb]}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises, so that `main` prints one message and not the full usage."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False, "allow_abbrev": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments of `main`; Lightning would warn if the process itself also has arguments."""
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run folder, and the callbacks that every run has."""
+        parser.add_argument("--run_dir", type=str, default="runs/forklight", help="Folder of the run.")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(MathEval, "evaluation")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(ForkMonitor, "monitor")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the command line as it is: hyper-parameters in a checkpoint never override it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Finds the run folder and the checkpoint, before anything is built or written."""
+        config = self.config[self.subcommand]
+        if isinstance(config.trainer.val_check_interval, float):
+            raise ValueError(
+                f"trainer.val_check_interval = {config.trainer.val_check_interval}: a share of an endless stream has "
+                "no meaning; leave it out and set data.eval_every_rollouts"
+            )
+        self.folder = RunFolder(Path(config.run_dir))
+        self.resume_from: Path | None = None
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run and _is_rank_zero():
+            self.resume_from = self.folder.resume_point(config.ckpt_path, self._plain_config)
+            if config.ckpt_path == "last" and self.resume_from is None:
+                print(f"--ckpt_path last: run folder {self.folder.root} is empty, starting from the beginning")
+        elif config.ckpt_path:
+            # With `last`, `fit` may find none and start from the beginning, on all ranks; the other verbs need one.
+            self.resume_from = self.folder.find(config.ckpt_path, required=self.subcommand != "fit")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds what every run has, whatever the config says: logger, atomic checkpoints, progress."""
+        config = self._get(self.config_init, "trainer")
+        output = self._output_folder()
+        if config.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(
+                save_dir=str(output), name="", version="", purge_step=self._purge_step(), default_hp_metric=False
+            )
+        kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
+        kwargs["default_root_dir"] = str(output)
+        forced = [Guards(), RngState(), StartupTable(), PolicyExport(output), DiagnosticDump()]
+        if config.enable_progress_bar is not False:
+            forced.append(RunProgress())
+        self.trainer_defaults["callbacks"] = forced
+        trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunCheckpoint):
+                callback.folder = self.folder.checkpoints
+            if isinstance(callback, MathEval):
+                callback.folder = output
+        return trainer
+
+    def _output_folder(self) -> Path:
+        """The run folder for `fit`, a numbered one inside it for the other verbs; processes of a run share it."""
+        if self.subcommand == "fit" or self._get(self.config, "trainer").fast_dev_run:
+            return self.folder.root
+        if _is_rank_zero():
+            os.environ[_VERB_FOLDER] = str(self.folder.numbered(str(self.subcommand)))
+        return Path(os.environ.get(_VERB_FOLDER, self.folder.root))
+
+    def _purge_step(self) -> int | None:
+        """The step from which old points of curves are removed: the resumed run logs them again."""
+        if self.subcommand != "fit" or self.resume_from is None:
+            return None
+        import torch
+
+        return int(torch.load(self.resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"]) + 1
+
+    def before_fit(self) -> None:
+        """Refuses settings that cannot be trained, then saves the config of this start; a refused one is not saved."""
+        check_fit(self.trainer, self.model, self.datamodule)
+        if isinstance(self.datamodule, MathDataModule):
+            self.datamodule.read()
+        if not self._get(self.config, "trainer").fast_dev_run and _is_rank_zero():
+            self.folder.keep_config(self._plain_config)
+
+    @cached_property
+    def _plain_config(self) -> dict[str, Any]:
+        """The full resolved config, defaults included, as plain values for a file."""
+        everything = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_validation=True))
+        plain: dict[str, Any] = everything[self.subcommand]
+        return plain
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["ckpt_path"] = str(self.resume_from) if self.resume_from else None
+        kwargs["weights_only"] = True
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False  # `predictions.jsonl` has them
+        return kwargs
+
+
+def run(arguments: list[str]) -> None:
+    """Parses the arguments and runs the verb.
+
+    Args:
+        arguments: beginning with the verb, or with options before it.
+
+    Raises:
+        ValueError: a setting is refused, by Lightning or by forklight.
+        ArgumentError: the arguments cannot be parsed.
+    """
+    _quieten()
+    # The text under a field is its --help; reading these texts takes 0.25 s.
+    set_parsing_settings(docstring_parse_attribute_docstrings=any(_asks_for_help(each) for each in arguments))
+    add_parser_mode()
+    try:
+        ForkCLI(expand_arguments(arguments))
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+def _quieten() -> None:
+    """Drops messages that no user can act on."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # tips and advertisements
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # the seed is in the config
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar per file of a model
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
+
+
+def _asks_for_help(argument: str) -> bool:
+    """Whether it is `-h`, `--help`, or a component's, such as `--data.help CLASS`."""
+    return argument == "-h" or argument.partition("=")[0].endswith("help")
+
+
+def _is_rank_zero() -> bool:
+    """True in the process that owns the run folder, also before any group of processes exists."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

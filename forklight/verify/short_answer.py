@@ -1,0 +1,148 @@
+"""Verifiers of short final answers, which need no mathematics: a whole number, a letter."""
+
+import time
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from forklight.types import Verdict
+from forklight.verify.math.extract import WINDOW, Extraction, after_thought, extract_box
+from forklight.verify.math.latex import clean
+from forklight.verify.math.limits import too_large
+from forklight.verify.math.numbers import read_number, split_unit
+from forklight.verify.math.prose import marked_answer
+from forklight.verify.math.quick import read_choice
+
+Source = Literal["box", "any"]
+
+
+class ShortAnswerVerifier(ABC):
+    """Base class: reads a value out of answer and gold, and compares the two.
+
+    Args:
+        extraction: `box`, or `any` for a marked last line where there is no box.
+
+    Raises:
+        ValueError: If `extraction` is something else.
+    """
+
+    rule: str
+    """What is compared, in the words of `Verdict.reason`."""
+    wanted: str
+    """What a gold has to be, for the error about one that is not."""
+
+    def __init__(self, extraction: Source) -> None:
+        if extraction not in ("box", "any"):
+            raise ValueError(f"extraction must be 'box' or 'any', got {extraction!r}")
+        self.extraction = extraction
+
+    @abstractmethod
+    def read(self, text: str) -> tuple[int | str | None, str]:
+        """The value of a text in the common spelling; None, and why, if it has none."""
+
+    def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
+        """Judges (answer text, gold) pairs, in order.
+
+        Raises:
+            ValueError: If a gold has no value.
+        """
+        return [self._verify(text, gold) for text, gold in pairs]
+
+    def _verify(self, text: str, gold: str) -> Verdict:
+        start = time.perf_counter()
+        wanted = None if too_large(gold) else self.read(clean(gold))[0]
+        if wanted is None:
+            raise ValueError(f"the gold {gold[:80]!r} is {self.wanted}")
+        answer, reason = final_answer(text, self.extraction)
+        if answer is None:
+            return Verdict("wrong", reason, seconds=time.perf_counter() - start)
+        found, fault = self.read(clean(answer))
+        if found == wanted:
+            return Verdict("right", f"equal {self.rule}", answer, time.perf_counter() - start)
+        return Verdict("wrong", fault or "not equal", answer, time.perf_counter() - start)
+
+
+class IntegerVerifier(ShortAnswerVerifier):
+    r"""Judges whole numbers in a range, as the AIME asks for: 0 to 999.
+
+    Leading zeros, thousands separators, a unit and `27.0` are read; equations and terms are not, so `x=25` is wrong.
+    Reasons: "equal number", "not equal", "not a whole number", "not in 0 .. 999", and those of a missing box.
+
+    Args:
+        low: Smallest answer there can be.
+        high: Largest answer there can be.
+        extraction: `box`: the last `\boxed{}`. `any`: where there is no box, what follows "The answer is", "Answer:",
+            "A:" or "####" on the last line.
+
+    Raises:
+        ValueError: If the range is empty or `extraction` is something else.
+
+    Example:
+        >>> IntegerVerifier().verify_many([(r"So it is \boxed{025}.", "25")])[0].outcome
+        'right'
+    """
+
+    rule = "number"
+
+    def __init__(self, low: int = 0, high: int = 999, extraction: Source = "box") -> None:
+        if low > high:
+            raise ValueError(f"low = {low} must not be above high = {high}")
+        super().__init__(extraction)
+        self.low = low
+        self.high = high
+        self.wanted = f"no whole number in {low} .. {high}"
+
+    def read(self, text: str) -> tuple[int | None, str]:
+        """The number; None if it is none, or not in the range."""
+        number = read_number(split_unit(text)[0])
+        if number is None or number.percent or number.radix or number.value.denominator != 1:
+            return None, "not a whole number"
+        value = int(number.value)
+        return (value, "") if self.low <= value <= self.high else (None, f"not in {self.low} .. {self.high}")
+
+
+class ChoiceVerifier(ShortAnswerVerifier):
+    r"""Judges multiple-choice answers: one capital letter, `C`, `(C)`, `C.` or `(C) 5`, also inside of `\text{}`.
+
+    What stands behind the letter may be its value, but no prose and no other letter. Reasons: "equal choice", "not
+    equal", "not a choice", and those of a missing box.
+
+    Args:
+        choices: The letters there are.
+        extraction: As for `IntegerVerifier`.
+
+    Raises:
+        ValueError: If there are fewer than two letters or `extraction` is something else.
+
+    Example:
+        >>> ChoiceVerifier().verify_many([(r"\boxed{\text{(C)}}", "C"), (r"\boxed{C or D}", "C")])[1].reason
+        'not a choice'
+    """
+
+    rule = "choice"
+
+    def __init__(self, choices: str = "ABCDE", extraction: Source = "box") -> None:
+        if len(set(choices)) < 2 or not (choices.isascii() and choices.isupper() and choices.isalpha()):
+            raise ValueError(f"choices must be at least two different capital letters, got {choices!r}")
+        super().__init__(extraction)
+        self.choices = choices
+        self.wanted = f"none of the choices {choices}"
+
+    def read(self, text: str) -> tuple[str | None, str]:
+        """The letter; None if it is none of the choices."""
+        letter = read_choice(text)
+        return (letter, "") if letter and letter in self.choices else (None, "not a choice")
+
+
+def final_answer(text: str, extraction: Source) -> Extraction:
+    """The answer in a text, within the caps on its size.
+
+    Args:
+        text: all that the model wrote.
+        extraction: `box`, or `any` for a marked last line where there is no box.
+    """
+    found = extract_box(text)
+    if extraction == "any" and found.reason == "no box":
+        marked = marked_answer((after_thought(text) or "")[-WINDOW:])
+        found = Extraction(marked, "" if marked else "no answer found")
+    large = found.answer is not None and too_large(found.answer)
+    return Extraction(None, f"too large to be an answer ({large})") if large else found

@@ -1,0 +1,1 @@
+"""Worker processes that judge answers and can be ended at any moment."""
