@@ -25,6 +25,7 @@ from forklight.rollout.config import RolloutConfig
 from forklight.rollout.generate import AnswerGenerator, Group
 from forklight.sampling.base import Sampler
 from forklight.sampling.hf import HFSampler
+from forklight.sampling.stops import StopCheck
 from forklight.sampling.weight_check import WeightSyncCheck
 from forklight.stopwatch import Stopwatch
 from forklight.training.state import RolloutState, TokenState
@@ -41,8 +42,8 @@ class ForkGRPOModule(LightningModule):
         policy: the model that is trained.
         rollout: how answers are sampled and filtered.
         sampler: the engine that samples: `HFSampler`, with the policy's own model, if not given; or `VLLMSampler`.
-        selection: which tokens carry gradient; `preset` sets all keys at once: forklight, paper, paper-code, trl,
-            all-tokens, random-20 or bottom-80; keys next to or after it override it.
+        selection: which tokens carry gradient; `preset` sets all keys at once: forklight (if not given), top-20, paper,
+            paper-code, trl, all-tokens, random-20 or bottom-80; keys next to or after it override it.
         objective: the policy's loss; `Dapo` if not given.
         advantage: how rewards become advantages: `grpo`, `dr_grpo` (no standard deviation), `batch_std`, `rloo`,
             `reinforce_pp`, `reinforce_pp_baseline`, or a `class_path` of your own.
@@ -60,7 +61,7 @@ class ForkGRPOModule(LightningModule):
         policy: PolicyConfig = PolicyConfig(),  # noqa: B008  a frozen value
         rollout: RolloutConfig = RolloutConfig(),  # noqa: B008
         sampler: Sampler | None = None,
-        selection: ForkSelection = ForkSelection(),  # noqa: B008
+        selection: ForkSelection = ForkSelection.preset("forklight"),  # noqa: B008
         objective: Objective | None = None,
         advantage: AdvantageName | Advantage = "grpo",
         kl: KLConfig = KLConfig(),  # noqa: B008
@@ -82,6 +83,7 @@ class ForkGRPOModule(LightningModule):
             check_reference(policy)
         load_settings(policy)  # a model that cannot be trained is refused before anything is written
         self.tokenizer = load_tokenizer(policy)
+        self.stops = StopCheck(rollout.stop, self.tokenizer) if rollout.stop else None
         self.ranks = Ranks()
         self.stopwatch = Stopwatch()
         """Wall time by phase since the start; callbacks read differences."""
@@ -89,6 +91,8 @@ class ForkGRPOModule(LightningModule):
         """The last rollout collected in this process; callbacks read it."""
         self.state: RolloutState | None = None
         """The rollout that is trained on; callbacks read it."""
+        self.curves: dict[str, float] = {}
+        """What ForkMonitor logged of the last rollout so far; callbacks read it."""
         self.grad_norm = torch.tensor(torch.nan)
         """Norm of the last update's gradient before clipping; callbacks read it."""
         self._position = (0, 0)  # rollout, and number of its micro-batches that are done
@@ -107,6 +111,7 @@ class ForkGRPOModule(LightningModule):
             self.tokenizer,
             eos_ids(self.policy_config, self.tokenizer),
             seed=seed,
+            stops=self.stops,
             max_positions=getattr(self.policy.model.config, "max_position_embeddings", None),
             stopwatch=self.stopwatch,
         )
@@ -280,6 +285,7 @@ class ForkGRPOModule(LightningModule):
         rollout, done = self._position
         mine = {"batch": self.current.batch.state_dict(), "tokens": self.current.tokens.state_dict()} if done else {}
         checkpoint["forklight"] = {"rollout": rollout, "micro_batch": done, "ranks": self.ranks.gather(mine)}
+        checkpoint["forklight"]["low_since"] = self.learner.low_since
         if self.reference is not None and self.config.kl.refresh_every_rollouts:
             checkpoint["forklight"]["reference"] = self.reference.state_dict()
 
@@ -287,6 +293,7 @@ class ForkGRPOModule(LightningModule):
         """Restores this rank's part of a rollout in progress."""
         saved = checkpoint["forklight"]
         self._position = (saved["rollout"], saved["micro_batch"])
+        self.learner.low_since = saved["low_since"]
         if saved["micro_batch"]:
             if len(saved["ranks"]) != self.ranks.size:
                 raise ValueError(

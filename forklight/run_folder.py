@@ -14,6 +14,7 @@ MAY_CHANGE = (
     "run_dir",
     "checkpoint",
     "evaluation",
+    "guards",
     "monitor",
     "throughput",
     "trainer.max_steps",

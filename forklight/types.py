@@ -42,11 +42,11 @@ class Completion:
     index: int
     """Number of the answer within its group, 0 .. G-1."""
     token_ids: tuple[int, ...]
-    """The sampled tokens, EOS included."""
+    """The sampled tokens, EOS or the token of a stop included."""
     text: str
-    """The decoded answer, without special tokens."""
+    """What the verifier sees: the decoded answer, without special tokens, up to its stop."""
     truncated: bool
-    """True if the length limit came before an EOS."""
+    """True if the length limit came before an EOS or a stop."""
     logp: "array[float] | None" = field(default=None, repr=False, compare=False)
     """The sampler's log-probability of each token; None if it reports none. Its last digits depend on the sampler's
     batch, so comparisons of answers ignore it."""

@@ -20,11 +20,17 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Log-probability and entropy of answer tokens."""
+    """Log-probability and entropy of answer tokens, and how far a change of the logits moves the log-probability.
+
+    `grad_square` is T^2 times the squared norm of the gradient of `logp` with respect to the logits, which is
+    `(1[token] - p) / T`: with the probability p of the token it is `(1 - p)^2 + sum_{j != token} p_j^2`, from 0 for a
+    certain token to almost 2. The policy gradient of a token with advantage A has the squared norm A^2 / T^2 times it.
+    """
 
     logp: Tensor  # [N] of the sampled token, differentiable
     entropy: Tensor  # [N] in nats, over the full vocabulary, detached
     normaliser: Tensor | None = None  # [N] log of the sum of exp(logits / temperature), detached
+    grad_square: Tensor | None = None  # [N] at the temperature of `logp`, detached
 
     def detached(self) -> "TokenStats":
         """The same values without a gradient."""
@@ -164,7 +170,7 @@ class RolloutBatch:
     advantages: Tensor  # float [S]
     contributing: Tensor  # bool [S] the sequence's group has a non-zero advantage
     right: Tensor  # bool [S] the verifier judged the answer right
-    truncated: Tensor  # bool [S] the length limit came before an EOS
+    truncated: Tensor  # bool [S] the length limit came before an EOS or a stop
     update: Tensor  # int64 [S] the update the sequence belongs to, 0 .. K-1
     problem_index: Tensor  # int64 [S] number of the sequence's problem in the rollout, over all ranks
     sequence_id: Tensor  # int64 [S] problem_index * G + answer number: unique over ranks, breaks ties

@@ -1,6 +1,6 @@
 """The configuration of the algorithm: selection, objective, KL, entropy bonus, correction; checked for conflicts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from forklight.algo.correction import CorrectionConfig
@@ -61,6 +61,19 @@ class AlgorithmConfig:
                 "reference: model.kl.coef is 0"
             )
 
+    def at(self, rollout: int, low_since: int | None = None) -> "AlgorithmConfig":
+        """The settings of one rollout: those in which `selection.rho` is a number.
+
+        Args:
+            rollout: its number.
+            low_since: the first rollout whose mean entropy was at most `selection.rho.until_entropy`; None if there was
+                none, or need not be.
+        """
+        schedule = self.selection.schedule
+        if schedule is None:
+            return self
+        return replace(self, selection=self.selection.at(schedule.at(rollout, low_since)))
+
     @property
     def kl_in_loss(self) -> bool:
         """True if the loss has a KL term."""
@@ -112,8 +125,9 @@ class AlgorithmConfig:
             ValueError: the selection contradicts K.
         """
         known = known_from_lengths(self.selection, self.objective.aggregate, updates=updates)
-        if self.objective.covariance is not None and self.selection.scope == "sequence":
-            known = False  # sequences are ranked alone, but covariances need the means over the update
+        means = self.objective.covariance is not None or self.selection.relative_to != "none"
+        if means and self.selection.scope == "sequence":
+            known = False  # sequences are ranked alone, but the means are those over the update
         return PassSchedule.of(
             self.selection,
             updates=updates,

@@ -26,7 +26,8 @@ def known_from_lengths(spec: ForkSelection, aggregate: Aggregate, *, updates: in
     """
     if aggregate != "token" or spec.denominator != "selected":
         return True
-    return spec.rule == "count" and (spec.scope != "rollout" or updates == 1)
+    by_number = spec.rule == "count" and spec.balance == "none" and not spec.keep_eos
+    return by_number and (spec.scope != "rollout" or updates == 1)
 
 
 class Denominators(NamedTuple):

@@ -8,7 +8,7 @@ Two questions decide: where are the tokens selected, and where do the old log-pr
 | K > 1, `entropy_of: current`, tokens of several micro-batches ranked together | one before the first update, for old log-probabilities; one entropy pass before each later update | `update` | pass |
 | K > 1, `entropy_of: current`, otherwise | one before the first update, for old log-probabilities | `forward` | pass |
 | K = 1 and A = 1; or K = 1, scope `sequence` or `micro_batch*`, denominators known from lengths | none | `forward` | forward: its own value, detached |
-| K = 1, `keep: all` or `random` | none | `update`, from lengths and hashes | forward |
+| K = 1, `keep: all`, `random` or `abs_advantage` | none | `update`, from lengths, hashes or advantages | forward |
 | K = 1, A > 1, otherwise | one | `update` | forward |
 | `preset: paper-code` or `trl` (per micro-batch) | none at K = 1; one for old log-probabilities at K > 1 | `forward` | forward at K = 1; pass at K > 1 |
 | `old_logp_from: sampler` | only for entropies that are ranked | as above | sampler |

@@ -119,6 +119,7 @@ class MathEval(Callback):
                 [judged_of(line) for line in lines if line["set"] == name],
                 limit=batch.spec.max_new_tokens or pl_module.rollout_config.max_new_tokens,
                 seed=pl_module.generator.seed if batch.spec.seed is None else batch.spec.seed,
+                stop=pl_module.rollout_config.stop,
             )
             for name, batch in self._batches.items()
         ]

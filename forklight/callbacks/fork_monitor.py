@@ -1,19 +1,25 @@
-"""Curves of a training run: `train/`, `fork/` and `mismatch/` once per update, `rollout/` once per rollout.
+"""Curves of a training run: `train/`, `fork/`, `signal/` and `mismatch/` per update, `rollout/` per rollout.
 
 The x axis counts updates: values of update n are at x = n, values of a rollout at its first update. So all points at or
 before x = n are older than a checkpoint made after n updates.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from forklight.algo.batch import Metrics
+from forklight.algo.batch import Metrics, RolloutBatch
 from forklight.algo.selection.census import Bounds
+from forklight.callbacks.records import append_lines, drop_lines_after
 from forklight.callbacks.samples import marked_answers
 from forklight.data.stream import PromptBatch
 from forklight.errors import NonFiniteError
+from forklight.evaluation.boxes import box_ends
 from forklight.module import ForkGRPOModule
 from forklight.training.report import update_report
 from forklight.training.state import RolloutState
@@ -24,7 +30,9 @@ _HISTOGRAM_TOKENS = 100_000
 class ForkMonitor(Callback):
     """Logs what an update did, and stops a run whose mask took no effect.
 
-    Its state is the bounds of the last update's selection, with which the next selection is compared.
+    Its state is the bounds of the last update's selection, with which the next selection is compared. The learning
+    signal of every update by entropy and part of the answers is a line of `signal.jsonl`, which has the sums of
+    `forklight.training.signal.Signal`.
 
     Args:
         samples: answers shown in each text of samples, forking tokens in bold.
@@ -39,6 +47,8 @@ class ForkMonitor(Callback):
             )
         self.samples = samples
         self.samples_every_n_rollouts = samples_every_n_rollouts
+        self.folder: Path | None = None
+        """Where `signal.jsonl` goes; set by the command line to the run folder."""
         self._metrics = Metrics({}, {})
         self._previous: Bounds | None = None
 
@@ -50,6 +60,11 @@ class ForkMonitor(Callback):
         """Restores them."""
         previous = state_dict["previous"]
         self._previous = None if previous is None else (previous[0], previous[1])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drops lines from after the checkpoint, which the resumed run writes again."""
+        if self._writes(trainer):
+            drop_lines_after(self._file, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -75,15 +90,30 @@ class ForkMonitor(Callback):
             metrics,
             vocabulary=pl_module.policy.head_weight.shape[0],
             previous=self._previous,
+            box_end=_box_end(state.batch, batch.update, pl_module.tokenizer),
         )
         self._previous = report.bounds or self._previous
         lr = float(trainer.optimizers[0].param_groups[0]["lr"])
         scalars = report.scalars | {"train/grad_norm": grad_norm, "train/lr": lr}
+        if batch.update == 0:
+            pl_module.curves = {}
         if batch.update == 0 and pl_module.rollout is not None:
             scalars |= pl_module.rollout.metrics
             self._show(trainer, pl_module, state, batch)
+        pl_module.curves |= scalars
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
+        if report.signal is not None and self._writes(trainer):
+            place = {"step": trainer.global_step, "rollout": batch.rollout}
+            append_lines(self._file, [place | report.signal.record()])
+
+    def _writes(self, trainer: Trainer) -> bool:
+        return self.folder is not None and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+    @property
+    def _file(self) -> Path:
+        assert self.folder is not None
+        return self.folder / "signal.jsonl"
 
     def _show(self, trainer: Trainer, module: ForkGRPOModule, state: RolloutState, batch: PromptBatch) -> None:
         """Logs the entropy histogram and marked answers, if the logger supports them."""
@@ -97,6 +127,15 @@ class ForkMonitor(Callback):
             if hasattr(writer, "add_text") and self.samples and batch.rollout % self.samples_every_n_rollouts == 0:
                 text = marked_answers(state, module.tokenizer, self.samples)
                 writer.add_text("rollout/answers", text, global_step=trainer.global_step)
+
+
+def _box_end(batch: RolloutBatch, update: int, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The token of each answer that completes its first box, int64 `[S]`; -1 without a box and in other updates."""
+    rows = ((batch.update == update) & (batch.advantages != 0)).nonzero().flatten()
+    lengths = batch.answer_length[rows].tolist()
+    answers = [ids[:length] for ids, length in zip(batch.answer_ids(rows).tolist(), lengths, strict=True)]
+    ends = torch.tensor(box_ends(answers, tokenizer), dtype=torch.int64, device=rows.device)
+    return torch.full_like(batch.update, -1).index_put((rows,), ends)
 
 
 def _check_gradient(trainer: Trainer, batch: PromptBatch, norm: float) -> None:

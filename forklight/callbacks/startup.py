@@ -5,12 +5,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from forklight.algo.advantages import Advantage, AdvantageName
 from forklight.algo.config import AlgorithmConfig
 from forklight.algo.ratios import ClipRange
 from forklight.algo.selection.covariance import CovarianceTokens
+from forklight.algo.selection.rho import RhoSchedule
 from forklight.algo.selection.spec import PRESETS, ForkSelection
 from forklight.data.datamodule import MathDataModule
 from forklight.module import ForkGRPOModule
@@ -50,6 +52,8 @@ def startup_table(trainer: Trainer, module: ForkGRPOModule, data: MathDataModule
         ("training", f"{trainer.max_steps} updates = {trainer.max_steps / k:g} rollouts; evaluation every "
                      f"{data.eval_every_rollouts} rollouts on {', '.join(data.val_sets) or 'nothing'}"),
     ]  # fmt: skip
+    if stop := module.rollout_config.stop:
+        rows.insert(2, ("stop", f"at EOS, {escape(', '.join(map(repr, stop)))}"))
     table = Table(title="forklight", show_header=False, title_justify="left")
     for row in rows:
         table.add_row(*row)
@@ -102,6 +106,10 @@ def _shown(value: Any) -> str:
             return str(value)
         case tuple():
             return "+".join(value)
+        case dict():
+            return str(RhoSchedule.of(value))
+        case None:
+            return "none"
         case ClipRange():
             return f"-{value.low:g} +{value.high:g}" + (f" dual {value.dual:g}" if value.dual else "")
         case CovarianceTokens():

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import warnings
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from forklight.callbacks.evaluate import MathEval
 from forklight.callbacks.export import PolicyExport
 from forklight.callbacks.fork_monitor import ForkMonitor
 from forklight.callbacks.guards import Guards, check_fit
+from forklight.callbacks.health import HealthGuards
 from forklight.callbacks.progress import RunProgress
 from forklight.callbacks.startup import StartupTable
 from forklight.callbacks.throughput import Throughput
@@ -39,6 +42,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 """What differs from Lightning's defaults: runs are counted in updates, and the loaders give each rank its own share."""
 
 _VERB_FOLDER = "FORKLIGHT_VERB_FOLDER"
+
+_STOP = re.compile(r"(?P<rollout>--\w[\w.]*\.rollout)\.stop(=(?P<value>.*))?", re.DOTALL)
 
 
 class ForkCLI(LightningCLI):
@@ -82,6 +87,7 @@ class ForkCLI(LightningCLI):
         parser.add_lightning_class_args(MathEval, "evaluation")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(ForkMonitor, "monitor")
+        parser.add_lightning_class_args(HealthGuards, "guards")
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the command line as it is: hyper-parameters in a checkpoint never override it."""
@@ -122,7 +128,7 @@ class ForkCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunCheckpoint):
                 callback.folder = self.folder.checkpoints
-            if isinstance(callback, MathEval):
+            if isinstance(callback, MathEval | ForkMonitor | HealthGuards):
                 callback.folder = output
         return trainer
 
@@ -181,9 +187,24 @@ def run(arguments: list[str]) -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=any(_asks_for_help(each) for each in arguments))
     add_parser_mode()
     try:
-        ForkCLI(expand_arguments(arguments))
+        ForkCLI(list(_read_once(expand_arguments(arguments))))
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+
+
+def _read_once(arguments: Sequence[str]) -> Iterator[str]:
+    """Gives stops as `--X.rollout={"stop": VALUE}`.
+
+    For `--X.rollout.stop VALUE` jsonargparse writes the list that it has read as Python would, and reads that as YAML:
+    line breaks and backslashes become others.
+    """
+    rest = iter(arguments)
+    for argument in rest:
+        if option := _STOP.fullmatch(argument):
+            value = option["value"] if option["value"] is not None else next(rest, "")
+            yield f'{option["rollout"]}={{"stop": {value}}}'
+        else:
+            yield argument
 
 
 def _quieten() -> None:

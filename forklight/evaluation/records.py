@@ -113,6 +113,8 @@ class Evaluated:
     """Longest answer, in tokens."""
     seed: int
     """Seed of the sampling noise."""
+    stop: tuple[str | int, ...]
+    """What ended answers besides EOS."""
 
     @property
     def name(self) -> str:
@@ -145,6 +147,7 @@ class Evaluated:
             "problems_hash": hashlib.sha256(repr(problems).encode()).hexdigest()[:16],
             **self.batch.spec.sampling._asdict(),
             "max_new_tokens": self.limit,
+            "stop": list(self.stop),
             "seed": self.seed,
             "template": asdict(self.batch.template),
             "verifier": _described(self.batch.verifier),

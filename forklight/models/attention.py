@@ -51,11 +51,21 @@ def attention(
         return _any_lengths(q, k, v, packed.segments, scale, grouped)[None], None
     found = []
     for index in packed.buckets:
-        out = F.scaled_dot_product_attention(
-            batch(q, index), batch(k, index), batch(v, index), is_causal=True, scale=scale, enable_gqa=grouped
-        )
+        out = _bucket(batch(q, index), batch(k, index), batch(v, index), scale, grouped)
         found.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(found).index_select(0, packed.place)[None], None
+
+
+def _bucket(query: Tensor, key: Tensor, value: Tensor, scale: float | None, grouped: bool) -> Tensor:
+    """Causal attention of one batch, `[B,heads,L,d]`."""
+    half = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if query.device.type != "cpu" or not half:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    # on a CPU, torch's backward in bfloat16 takes several times as long as in float32
+    with torch.autocast("cpu", enabled=False):
+        query, key, value = query.float(), key.float(), value.float()
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    return out.to(torch.bfloat16)
 
 
 def batch(tokens: Tensor, index: Tensor) -> Tensor:

@@ -92,9 +92,12 @@ class Head(ABC):
         """Statistics of all rows: `some` at `rows`, elsewhere those of `known`, or NaN."""
         if known is None:
             nan = some.logp.new_full((len(self),), torch.nan)
-            known = TokenStats(nan, nan)
+            known = TokenStats(nan, nan, grad_square=nan)
+        assert some.grad_square is not None and known.grad_square is not None
         return TokenStats(
-            logp=known.logp.index_put((rows,), some.logp), entropy=known.entropy.index_put((rows,), some.entropy)
+            logp=known.logp.index_put((rows,), some.logp),
+            entropy=known.entropy.index_put((rows,), some.entropy),
+            grad_square=known.grad_square.index_put((rows,), some.grad_square),
         )
 
 

@@ -237,6 +237,7 @@ def _metrics(groups: list[Group], rewards: Tensor, advantages: Tensor) -> dict[s
     lengths = torch.tensor([len(completion.token_ids) for completion in completions], dtype=torch.float64)
     return {
         "rollout/reward": float(rewards.mean()),
+        "rollout/reward_se": float(rewards.double().mean(1).std() / len(rewards) ** 0.5) if len(rewards) > 1 else 0.0,
         "rollout/right": sum(verdict.right for verdict in verdicts) / len(verdicts),
         "rollout/unjudged": sum(verdict.outcome == "unjudged" for verdict in verdicts) / len(verdicts),
         "rollout/truncated": sum(completion.truncated for completion in completions) / len(completions),

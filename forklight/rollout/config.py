@@ -8,13 +8,16 @@ class RolloutConfig:
     """How answers are sampled and filtered in training."""
 
     max_new_tokens: int = 1024
-    """Longest answer, in tokens. An answer without EOS by then is cut (*truncated*)."""
+    """Longest answer, in tokens. An answer that has not ended by then is cut (*truncated*)."""
     temperature: float = 1.0
     """Sampling temperature; entropies and ratios are those of logits divided by it."""
     top_p: float = 1.0
     """Sample only from the most probable tokens that together reach this probability; 1 is off."""
     top_k: int = 0
     """Sample only from this number of most probable tokens; 0 is off."""
+    stop: tuple[str | int, ...] = ()
+    """Strings and token ids that end an answer besides EOS, in training and evaluations: it keeps the token that
+    completes one, and the verifier sees the text before."""
     allow_truncated_sampling: bool = False
     """Train with `top_p` or `top_k` although it biases the ratio, whose probabilities are of the full vocabulary."""
     dynamic_sampling: bool = False
@@ -42,6 +45,7 @@ class RolloutConfig:
                 "greedy answers have no probability ratio"
             )
         self._check_truncation()
+        self._check_stop()
         if self.weight_sync_tolerance is not None and not self.weight_sync_tolerance > 0:
             raise ValueError(f"rollout.weight_sync_tolerance = {self.weight_sync_tolerance} must be positive, or null")
         if not 0 <= self.overlong_buffer <= self.max_new_tokens:
@@ -54,6 +58,15 @@ class RolloutConfig:
     def truncates(self) -> bool:
         """True if answers are sampled from a part of the vocabulary."""
         return self.top_p < 1 or self.top_k > 0
+
+    def _check_stop(self) -> None:
+        for item in self.stop:
+            if isinstance(item, bool) or not isinstance(item, str | int):
+                raise ValueError(f"rollout.stop: {item!r} must be a string or a token id")
+            if item == "":
+                raise ValueError("rollout.stop: an empty string would end every answer at its first token")
+            if isinstance(item, int) and item < 0:
+                raise ValueError(f"rollout.stop: token id {item} must not be negative")
 
     def _check_truncation(self) -> None:
         if not 0 < self.top_p <= 1:

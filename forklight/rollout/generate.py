@@ -13,6 +13,7 @@ from forklight.algo.noise import hash_bits, string_key
 from forklight.data.prompts import PromptTemplate
 from forklight.errors import NonFiniteError
 from forklight.sampling.base import Sampled, Sampler, SamplingParams
+from forklight.sampling.stops import StopCheck
 from forklight.stopwatch import Stopwatch
 from forklight.types import Completion, Problem, Verdict
 from forklight.verify import Verifier, judge
@@ -48,6 +49,7 @@ class AnswerGenerator:
         tokenizer: the policy's.
         eos_ids: the tokens that end an answer.
         seed: the run's seed, from which all noise is derived.
+        stops: what ends an answer besides these.
         max_positions: the longest sequence the model can read; None if it does not say.
         stopwatch: times the phases `sample` and `verify`.
     """
@@ -59,6 +61,7 @@ class AnswerGenerator:
         eos_ids: tuple[int, ...],
         *,
         seed: int,
+        stops: StopCheck | None = None,
         max_positions: int | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> None:
@@ -66,6 +69,7 @@ class AnswerGenerator:
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
         self.seed = seed
+        self.stops = stops
         self.max_positions = max_positions
         self.stopwatch = stopwatch or Stopwatch()
 
@@ -112,12 +116,14 @@ class AnswerGenerator:
         keys = hash_bits(
             self.seed if seed is None else seed, rollout, uids, torch.tensor(list(problem_indices))
         ).tolist()
-        decoding = SamplingParams(max_new_tokens, temperature, self.eos_ids, top_p, top_k)
+        decoding = SamplingParams(max_new_tokens, temperature, self.eos_ids, top_p, top_k, self.stops)
         with self.stopwatch.phase("sample"):
             sampled = self.sampler.sample(prompts, keys, answers, decoding)
+        if self.stops is not None:
+            sampled = [[_up_to_stop(answer, self.stops) for answer in group] for group in sampled]
         logps = self._logps(problems, prompts, sampled)
         token_ids = [answer.token_ids for group in sampled for answer in group]
-        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        texts = self._judged_texts(token_ids)
 
         with self.stopwatch.phase("verify"):
             asked = [problem for problem in problems for _ in range(answers)]
@@ -133,6 +139,19 @@ class AnswerGenerator:
             )
             groups.append(Group(problem, problem_indices[i], tuple(prompts[i]), completions, tuple(verdicts[span])))
         return groups
+
+    def _stopped(self, token_ids: list[int]) -> bool:
+        return self.stops is not None and self.stops.ends(token_ids)
+
+    def _judged_texts(self, answers: list[list[int]]) -> list[str]:
+        """The texts of answers, up to their stops."""
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        if self.stops is None:
+            return texts
+        return [
+            self.stops.text_before(ids) if self.stops.ends(ids) else text
+            for ids, text in zip(answers, texts, strict=True)
+        ]
 
     def _logps(
         self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]], sampled: list[list[Sampled]]
@@ -161,7 +180,7 @@ class AnswerGenerator:
     def _completion(
         self, problem: Problem, index: int, answer: Sampled, text: str, logp: "array[float] | None"
     ) -> Completion:
-        truncated = answer.token_ids[-1] not in self.eos_ids
+        truncated = answer.token_ids[-1] not in self.eos_ids and not self._stopped(answer.token_ids)
         return Completion(problem.uid, index, tuple(answer.token_ids), text, truncated, logp)
 
     def _check_length(self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]], new: int) -> None:
@@ -172,6 +191,12 @@ class AnswerGenerator:
                 f"problem {problems[longest].uid} has a prompt of {len(prompts[longest])} tokens; with "
                 f"max_new_tokens = {new} that makes {total}, more than the {self.max_positions} the model can read"
             )
+
+
+def _up_to_stop(answer: Sampled, stops: StopCheck) -> Sampled:
+    """The samplers that ship end there; what another one has sampled after a stop is cut."""
+    length = stops.length(answer.token_ids)
+    return Sampled(answer.token_ids[:length], None if answer.logp is None else answer.logp[:length])
 
 
 def _check_rewards(verifier: Verifier, verdicts: Sequence[Verdict]) -> None:

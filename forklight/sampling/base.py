@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from forklight.models.policy import Policy
+from forklight.sampling.stops import StopCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class SamplingParams:
     """Sample from the smallest set of most probable tokens whose probability reaches this; 1 is the full vocabulary."""
     top_k: int = 0
     """Sample from this number of most probable tokens; 0 is the full vocabulary."""
+    stops: StopCheck | None = None
+    """What ends an answer besides EOS: it has the token that completes a stop string, or is one, as its last."""
 
     def __post_init__(self) -> None:
         """Refuses values that leave no token to sample."""
@@ -31,7 +34,7 @@ class Sampled(NamedTuple):
     """The tokens of one answer and their log-probabilities."""
 
     token_ids: list[int]
-    """EOS included, if one was sampled."""
+    """EOS included, if one was sampled, and the token of a stop."""
     logp: Sequence[float] | None
     """Natural log of the probability with which each token was sampled: at the sampling temperature, renormalised after
     top-k and top-p; 0 for greedy answers. NaN where the policy's logits were not finite; the answer ends there. None if
@@ -67,7 +70,7 @@ class Sampler(Protocol):
             keys: one 64-bit key per prompt; the noise of a token depends on the key, the answer's number and the
                 token's position alone, so neither batch nor rank nor resume changes it.
             answers: answers per prompt.
-            decoding: length limit, temperature, top-p, top-k and the tokens that end an answer.
+            decoding: length limit, temperature, top-p, top-k, the tokens and the text that end an answer.
 
         Returns:
             The answers by prompt and number.

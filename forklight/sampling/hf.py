@@ -1,7 +1,8 @@
 """Sampling in process with the policy's own transformers model: no second copy of the weights, nothing to sync."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +58,12 @@ class HFSampler:
         width = max(1, self.batch_size // answers)
         by_length = sorted(range(len(prompts)), key=lambda prompt: len(prompts[prompt]))
         sampled: list[list[Sampled]] = [[]] * len(prompts)
-        for start in range(0, len(prompts), width):
-            block = by_length[start : start + width]
-            flat = _decode(policy, [prompts[i] for i in block], [keys[i] for i in block], answers, decoding)
-            for number, prompt in enumerate(block):
-                sampled[prompt] = flat[number * answers : (number + 1) * answers]
+        with _casting_weights_once(policy.head_weight.device.type):
+            for start in range(0, len(prompts), width):
+                block = by_length[start : start + width]
+                flat = _decode(policy, [prompts[i] for i in block], [keys[i] for i in block], answers, decoding)
+                for number, prompt in enumerate(block):
+                    sampled[prompt] = flat[number * answers : (number + 1) * answers]
         policy.train(training)
         return sampled
 
@@ -88,6 +90,17 @@ class HFSampler:
         self._policy = []
 
 
+@contextmanager
+def _casting_weights_once(device: str) -> Iterator[None]:
+    """Keeps autocast's casts of the weights over all decoding steps, which the Trainer's own context does not."""
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=True):
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()  # some versions of torch reuse casts made without gradient in training
+
+
 def _decode(
     policy: Policy, prompts: Sequence[Sequence[int]], keys: Sequence[int], answers: int, decoding: SamplingParams
 ) -> list[Sampled]:
@@ -96,7 +109,7 @@ def _decode(
     device, limit = live.row.device, decoding.max_new_tokens
     noise_key = torch.tensor(keys, dtype=torch.int64, device=device).repeat_interleave(answers)[:, None]
     number = torch.arange(answers, device=device).repeat(len(prompts))[:, None]
-    eos = torch.tensor(decoding.eos_ids, device=device)
+    eos, stops = torch.tensor(decoding.eos_ids, device=device), decoding.stops
     tokens = torch.full((len(number), limit), -1, device=device)
     logps = torch.zeros(tokens.shape, dtype=torch.float32, device=device)
     for position in range(limit):
@@ -113,6 +126,10 @@ def _decode(
         )
         tokens[live.row, position], logps[live.row, position] = token, logp.float()
         ended = torch.isin(token, eos) | ~logp.isfinite()
+        if stops is not None:
+            asked = stops.may_end(token).nonzero().squeeze(1)
+            so_far = tokens[live.row[asked], : position + 1].tolist()
+            ended[asked] |= torch.tensor([stops.ends(ids) for ids in so_far], dtype=torch.bool, device=device)
         remaining = len(ended) - int(ended.sum())
         if remaining == 0 or position + 1 == limit:
             break

@@ -16,6 +16,7 @@ from forklight.models.policy import Policy
 from forklight.models.weights import full_weights
 from forklight.sampling import vllm_engine
 from forklight.sampling.base import Sampled, SamplingParams
+from forklight.sampling.stops import StopCheck
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,7 @@ class VLLMSampler:
         outputs = self._generate(
             [prompt for prompt in prompts for _ in range(answers)],
             [common | {"seed": seed} for seed in seeds.flatten().tolist()],
+            decoding.stops,
         )
         sampled = [_sampled(output.outputs[0], greedy=decoding.temperature == 0) for output in outputs]
         return [sampled[start : start + answers] for start in range(0, len(sampled), answers)]
@@ -172,10 +174,12 @@ class VLLMSampler:
         # the first token has none; each list would also hold those of other tokens if any were asked for
         return [list(output.prompt_logprobs.logprobs) for output in outputs]
 
-    def _generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Any]:
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]], stops: StopCheck | None = None
+    ) -> list[Any]:
         """Runs the engine until all requests are done."""
         try:
-            outputs = vllm_engine.generate(self._llm, prompts, settings)
+            outputs = vllm_engine.generate(self._llm, prompts, settings, stops)
         except Exception as error:
             self.close()
             raise EngineError(

@@ -23,6 +23,8 @@ import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedModel
 
 from forklight.errors import EngineError
+from forklight.sampling.stops import StopCheck
+from forklight.sampling.vllm_stops import ending
 
 LOWEST, ABOVE = (0, 32), (0, 34)
 """Supported versions of vLLM: from the first up to the second, which is excluded."""
@@ -164,20 +166,26 @@ def shut_down(llm: Any) -> None:
         _engines.clear()
 
 
-def generate(llm: Any, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> list[Any]:
+def generate(
+    llm: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: Sequence[dict[str, Any]],
+    stops: StopCheck | None = None,
+) -> list[Any]:
     """One answer per prompt, token ids in and out.
 
     Args:
         llm: the engine.
         prompts: token ids.
         settings: arguments of `vllm.SamplingParams` for each.
+        stops: end answers besides the settings.
 
     Returns:
         `vllm.RequestOutput` objects in the order of the prompts, their log-probabilities as flat lists.
     """
     vllm = _import()
     requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-    with undisturbed():
+    with undisturbed(), ending(llm, stops):
         parameters = [vllm.SamplingParams(detokenize=False, flat_logprobs=True, **setting) for setting in settings]
         outputs: list[Any] = llm.generate(requests, parameters, use_tqdm=False)
     return outputs

@@ -40,7 +40,7 @@ class MicroBatchLoss:
         dtype: torch.dtype,
         shares: int,
     ) -> None:
-        self.config, self.state, self.number = passes.config, state, number
+        self.config, self.state, self.number = state.config, state, number
         self.passes, self.selector = passes, selector
         self.dtype, self.shares = dtype, shares
         self.update = number // state.plan.micro_batches

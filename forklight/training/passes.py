@@ -106,6 +106,8 @@ class StatisticsPasses:
     def observed(self, tokens: TokenState, micro_batch: MicroBatch, stats: TokenStats) -> TokenState:
         """The state with a micro-batch's statistics, of the policy that `selection.entropy_of` names."""
         tokens = replace(tokens, entropy=micro_batch.write(tokens.entropy, stats.entropy))
+        if stats.grad_square is not None:
+            tokens = replace(tokens, grad_square=micro_batch.write(tokens.grad_square, stats.grad_square))
         if self.config.ranks_logp:
             tokens = replace(tokens, logp=micro_batch.write(tokens.logp, stats.logp))
         return tokens

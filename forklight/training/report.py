@@ -11,6 +11,7 @@ from forklight.algo.plan import eligible_rows
 from forklight.algo.selection.census import Bounds, Census, bounds_of, decided_by, extremes, overlap, within
 from forklight.algo.selection.spec import ForkSelection
 from forklight.training.curves import Totals, fork_scalars, mismatch_scalars, shares, train_scalars
+from forklight.training.signal import Signal, update_signal
 from forklight.training.state import RolloutState
 from forklight.training.update import Learner
 
@@ -23,6 +24,8 @@ class UpdateReport:
     """Values by tag."""
     bounds: Bounds | None
     """The bounds of the selection, to which the next update is compared; None if no token was eligible."""
+    signal: Signal | None
+    """The learning signal by entropy; None if it is not known."""
 
 
 def update_report(
@@ -33,8 +36,9 @@ def update_report(
     *,
     vocabulary: int,
     previous: Bounds | None = None,
+    box_end: Tensor | None = None,
 ) -> UpdateReport:
-    """Makes the report of an update; every rank calls this, in four collectives.
+    """Makes the report of an update; every rank calls this, in five collectives.
 
     Args:
         learner: the config, the seed and the ranks.
@@ -43,14 +47,15 @@ def update_report(
         metrics: of this rank's micro-batches, combined.
         vocabulary: V.
         previous: the bounds that the update before reported; None at the first update of a run.
+        box_end: where each answer completes its first box, as for `update_signal`.
 
     Returns:
-        Values, and the bounds to give to the next update's report.
+        Values, the bounds to give to the next update's report, and the learning signal.
 
     Raises:
         RuntimeError: the selection kept no token or not as many as it should, or the loss read other tokens.
     """
-    batch, tokens, config = state.batch, state.tokens, learner.config
+    batch, tokens, config = state.batch, state.tokens, state.config
     spec = config.selection
     micro_batch = batch.micro_batch((eligible_rows(batch, spec) & (batch.update == update)).nonzero().flatten())
     census = Census(
@@ -69,13 +74,18 @@ def update_report(
     _check(spec, state, totals.sums)
     denominator, unmasked = float(tokens.denominator[update]), float(tokens.unmasked_denominator[update])
     scalars = train_scalars(totals, config, denominator, unmasked) | fork_scalars(totals) | mismatch_scalars(totals)
+    if learner.config.selection.schedule is not None:
+        scalars["fork/rho"] = config.selection.share
     scalars["rollout/empty_updates"] = float(totals.sums["eligible"] == 0)
     scalars |= _types(learner, census, vocabulary)
     scalars |= _overlaps(learner, state, census, micro_batch, totals, previous)
+    signal = update_signal(state, update, spec, learner.ranks, box_end)
+    if signal is not None:
+        scalars |= signal.scalars()
     if totals.sums["eligible"] == 0:
-        return UpdateReport(scalars, None)
+        return UpdateReport(scalars, None, signal)
     entropies = -totals.maxima["minus_entropy"], totals.maxima["entropy"]
-    return UpdateReport(scalars, bounds_of(spec, scalars.get("fork/threshold", torch.nan), entropies))
+    return UpdateReport(scalars, bounds_of(spec, scalars.get("fork/threshold", torch.nan), entropies), signal)
 
 
 # -- totals over the ranks ---------------------------------------------------------------------------------------------
@@ -120,7 +130,7 @@ def _check(spec: ForkSelection, state: RolloutState, total: dict[str, float]) ->
     keys = f"selection.keep = {spec.keep if not spec.own_score else type(spec.keep).__name__}, rho = {spec.rho}, "
     keys += f"scope = {spec.scope}, rule = {spec.rule}"
     # if all updates are ranked together, one of them may have no kept token
-    if eligible and not kept and (spec.scope != "rollout" or state.updates == 1):
+    if eligible and not kept and spec.rule != "absolute" and (spec.scope != "rollout" or state.updates == 1):
         raise RuntimeError(f"the selection kept none of {eligible} tokens; {keys}")
     expected = _expected(spec, state, total)
     if expected is not None and kept != expected:
@@ -140,7 +150,9 @@ def _expected(spec: ForkSelection, state: RolloutState, total: dict[str, float])
     """The number of tokens that are kept over all ranks, if it depends on numbers of tokens alone."""
     if spec.keep == "all":
         return int(total["eligible"])
-    if spec.rule != "count" or (spec.scope == "rollout" and state.updates > 1):
+    if spec.rule != "count" or spec.balance != "none" or spec.keep_eos:
+        return None
+    if spec.scope == "rollout" and state.updates > 1:
         return None
     if spec.scope in ("update", "rollout"):
         return spec.kept(int(total["eligible"]))
@@ -164,7 +176,7 @@ def _overlaps(
     previous: Bounds | None,
 ) -> dict[str, float]:
     """The overlap of the mask with a random one, and with that of the previous update's bounds; one collective."""
-    spec, seed, total = learner.config.selection, learner.selector.seed, totals.sums
+    spec, seed, total = state.config.selection, learner.selector.seed, totals.sums
     share = total["kept"] / max(total["eligible"], 1.0)
     sequence_id = state.batch.sequence_id[micro_batch.rows][micro_batch.row]
 

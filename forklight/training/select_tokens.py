@@ -16,6 +16,8 @@ from forklight.algo.schedule import OldLogp
 from forklight.algo.selection.covariance import CovarianceTokens, covariance_tokens
 from forklight.algo.selection.mask import select
 from forklight.algo.selection.prefixes import prefix_keys, share_first
+from forklight.algo.selection.relative import relative_entropies
+from forklight.algo.selection.spec import ForkSelection
 from forklight.distributed import Ranks
 from forklight.training.state import RolloutState, TokenState
 
@@ -34,7 +36,6 @@ class TokenSelector:
 
     def __init__(self, config: AlgorithmConfig, seed: int, ranks: Ranks) -> None:
         self.config = config
-        self.spec = config.selection
         self.seed = seed
         self.ranks = ranks
 
@@ -54,65 +55,74 @@ class TokenSelector:
 
     def _sets(self, state: RolloutState, updates: range) -> Iterator[Tensor]:
         """The rows of each set."""
-        update = state.batch.update
-        if self.spec.scope == "rollout":
+        update, scope = state.batch.update, state.config.selection.scope
+        if scope == "rollout":
             yield torch.arange(len(update), device=update.device)
             return
         for number in updates:
-            if self.spec.scope in ("update", "sequence"):
+            if scope in ("update", "sequence"):
                 yield (update == number).nonzero().flatten()
             else:
                 yield from map(state.plan.ranked_rows, state.plan.micro_batches_of(number))
 
     def _select(self, state: RolloutState, tokens: TokenState, rows: Tensor) -> TokenState:
         """Selects in one set: all ranks call this together, unless each rank selects alone."""
-        batch = state.batch
-        eligible, advantages, sequence_id = self._eligible(batch, rows), batch.advantages[rows], batch.sequence_id[rows]
-        entropy = tokens.entropy[rows]
-        if self.spec.needs_entropy:
+        batch, config = state.batch, state.config
+        spec, eligible = config.selection, _eligible(state, rows)
+        advantages, sequence_id, entropy = batch.advantages[rows], batch.sequence_id[rows], tokens.entropy[rows]
+        reduce = None if spec.scope == "micro_batch_rank" else self.ranks.reduce
+        if spec.needs_entropy:
             entropy = shared(entropy, batch, rows, eligible, inclusive=False)
-        logp = shared(tokens.logp[rows], batch, rows, eligible, inclusive=True) if self.config.ranks_logp else None
-        reduce = None if self.spec.scope == "micro_batch_rank" else self.ranks.reduce
+        if spec.relative_to != "none":
+            entropy = self._relative(state, entropy, rows, eligible, reduce)
+        logp = shared(tokens.logp[rows], batch, rows, eligible, inclusive=True) if config.ranks_logp else None
         seed = int(hash_bits(self.seed, state.rollout))
-        with self._failing_together():
+        with self._failing_together(spec):
             found = select(
                 entropy,
                 eligible,
-                self.spec,
+                spec,
                 logp=logp,
                 advantages=advantages,
                 sequence_id=sequence_id,
                 seed=seed,
                 reduce=reduce,
+                always=_last_tokens(batch, rows, eligible) if spec.keep_eos else None,
             )
         tokens = replace(
             tokens,
             fork_mask=tokens.fork_mask.index_put((rows,), found.mask),
             threshold=_put(tokens.threshold, rows, found.threshold),
         )
-        if self.config.objective.covariance is None or logp is None:
+        if config.objective.covariance is None or logp is None:
             return tokens
-        cov_mask = self._covariance_tokens(
-            state, rows, logp, found.mask, self.config.objective.covariance, seed, reduce
-        )
+        cov_mask = self._covariance_tokens(state, rows, logp, found.mask, config.objective.covariance, seed, reduce)
         return replace(tokens, cov_mask=tokens.cov_mask.index_put((rows,), cov_mask))
 
     def _with_denominators(self, state: RolloutState, tokens: TokenState) -> TokenState:
         """Adds the denominators that depend on the masks."""
-        if known_from_lengths(self.spec, self.config.objective.aggregate, updates=state.updates):
+        if known_from_lengths(state.config.selection, self.config.objective.aggregate, updates=state.updates):
             return tokens
         kept = kept_tokens(tokens.fork_mask, state.batch.update, state.updates, self.ranks.reduce)
         return replace(tokens, denominator=kept)
 
-    def _eligible(self, batch: RolloutBatch, rows: Tensor) -> Tensor:
-        """The tokens that can be kept, bool `[R,T]`."""
-        length = batch.answer_length[rows] * eligible_rows(batch, self.spec)[rows]
-        return torch.arange(batch.width, device=rows.device) < length[:, None]
+    def _relative(
+        self, state: RolloutState, entropy: Tensor, rows: Tensor, eligible: Tensor, reduce: Reduce | None
+    ) -> Tensor:
+        """Entropies relative to the mean of tokens of the same kind, `[R,T]`; each sequence alone has no other."""
+        if state.config.selection.relative_to == "type":
+            kinds = state.batch.answer_ids(rows)
+            highest = kinds[eligible].max() if eligible.any() else kinds.new_zeros(())
+            number = int(self.ranks.maximum(highest)) + 1
+        else:
+            kinds = torch.arange(eligible.shape[1], device=rows.device).expand_as(eligible)
+            number = int(self.ranks.maximum(kinds.new_tensor(eligible.shape[1])))
+        return relative_entropies(entropy, kinds, eligible, number, reduce or (lambda tensor: tensor))
 
     @contextmanager
-    def _failing_together(self) -> Iterator[None]:
+    def _failing_together(self, spec: ForkSelection) -> Iterator[None]:
         """Stops all ranks if a user's score fails on one, also if each rank selects alone."""
-        alone = self.spec.own_score and self.spec.scope == "micro_batch_rank"
+        alone = spec.own_score and spec.scope == "micro_batch_rank"
         failure: Exception | None = None
         try:
             yield
@@ -121,7 +131,7 @@ class TokenSelector:
                 raise
             failure = error
         if alone and self.ranks.any(failure is not None):
-            raise failure or ValueError(f"selection.keep: {type(self.spec.keep).__name__} failed on another rank")
+            raise failure or ValueError(f"selection.keep: {type(spec.keep).__name__} failed on another rank")
 
     def _covariance_tokens(
         self,
@@ -171,6 +181,19 @@ class TokenSelector:
         clipped = torch.zeros_like(mask)
         clipped[mask] = loss.clip_low | loss.clip_high
         return clipped
+
+
+def _eligible(state: RolloutState, rows: Tensor) -> Tensor:
+    """The tokens that can be kept, bool `[R,T]`."""
+    length = state.batch.answer_length[rows] * eligible_rows(state.batch, state.config.selection)[rows]
+    return torch.arange(state.batch.width, device=rows.device) < length[:, None]
+
+
+def _last_tokens(batch: RolloutBatch, rows: Tensor, eligible: Tensor) -> Tensor:
+    """The last token of every answer that ended before the length limit, bool `[R,T]`."""
+    column = torch.arange(batch.width, device=rows.device)
+    last = (column == batch.answer_length[rows, None] - 1) & ~batch.truncated[rows, None]
+    return last & eligible
 
 
 def shared(values: Tensor, batch: RolloutBatch, rows: Tensor, eligible: Tensor, *, inclusive: bool) -> Tensor:

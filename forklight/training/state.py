@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from forklight.algo.batch import RolloutBatch
+from forklight.algo.config import AlgorithmConfig
 from forklight.algo.denominators import Denominators
 from forklight.algo.plan import Plan
 from forklight.algo.schedule import PassSchedule
@@ -19,6 +20,7 @@ class TokenState:
     """
 
     entropy: Tensor  # float [S,T] of the policy that `selection.entropy_of` names
+    grad_square: Tensor  # float [S,T] of the same policy, as in `TokenStats`
     logp: Tensor  # float [S,T] of the same policy, if a score uses it
     old_logp: Tensor  # float [S,T] of the trainer, before the first update of the rollout
     ref_logp: Tensor  # float [S,T]
@@ -39,7 +41,7 @@ class TokenState:
         shape, device = (len(batch.update), batch.width), batch.update.device
         nan, no = torch.tensor(torch.nan, device=device), torch.tensor(False, device=device)
         values, mask = nan.expand(shape), no.expand(shape)
-        return cls(values, values, values, values, mask, mask, nan.expand(shape[0]), *denominators)
+        return cls(values, values, values, values, values, mask, mask, nan.expand(shape[0]), *denominators)
 
     def to(self, device: torch.device) -> "TokenState":
         """The same state on another device."""
@@ -54,6 +56,8 @@ class TokenState:
 class RolloutState:
     """A rollout that is being trained on. Only `tokens` changes."""
 
+    config: AlgorithmConfig
+    """The settings, in which `selection.rho` is the share of this rollout."""
     batch: RolloutBatch
     """The sequences of this rank."""
     plan: Plan

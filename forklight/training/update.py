@@ -14,8 +14,9 @@ from torch import Tensor
 from forklight.algo.batch import Metrics, RolloutBatch
 from forklight.algo.config import AlgorithmConfig
 from forklight.algo.denominators import denominators
-from forklight.algo.plan import Cost, make_plan
+from forklight.algo.plan import Cost, eligible_rows, make_plan
 from forklight.algo.schedule import OldLogp, SelectAt
+from forklight.algo.selection.relative import mean_surprisal
 from forklight.distributed import Ranks
 from forklight.errors import NonFiniteError
 from forklight.models.policy import Policy
@@ -61,6 +62,8 @@ class Learner:
         self.stopwatch = stopwatch or Stopwatch()
         self.selector = TokenSelector(config, seed, self.ranks)
         self.passes = StatisticsPasses(config, temperature, self.ranks, context)
+        self.low_since: int | None = None
+        """The first rollout whose mean entropy was at most `selection.rho.until_entropy`; None if there was none."""
 
     def begin(
         self,
@@ -81,10 +84,12 @@ class Learner:
             tokens: their state from a checkpoint inside the rollout; None at the start of a rollout.
 
         Raises:
-            ValueError: the old log-probabilities are to be the sampler's, which reports none; or an update has fewer
-                sequences than micro-batches.
+            ValueError: the old log-probabilities are to be the sampler's, or a schedule waits for a low entropy, and
+                the sampler reports none; or an update has fewer sequences than micro-batches.
         """
-        config, selection = self.config, self.config.selection
+        self._see_entropy(batch, rollout)
+        config = self.config.at(rollout, self.low_since)
+        selection = config.selection
         schedule = config.schedule(updates, micro_batches)
         if schedule.old_logp is OldLogp.SAMPLER and batch.sampler_logp is None:
             raise ValueError(
@@ -112,7 +117,7 @@ class Learner:
                 reduce=self.ranks.reduce,
             )
             tokens = TokenState.unknown(batch, found)
-        return RolloutState(batch, plan, schedule, rollout, tuple(runs_forward_only.tolist()), tokens)
+        return RolloutState(config, batch, plan, schedule, rollout, tuple(runs_forward_only.tolist()), tokens)
 
     @torch.no_grad()
     def prepare_update(self, state: RolloutState, update: int, policy: Policy, reference: Reference | None) -> None:
@@ -162,6 +167,20 @@ class Learner:
                 entropy_grad=self.config.entropy_coef > 0,
             )
             return found
+
+    def _see_entropy(self, batch: RolloutBatch, rollout: int) -> None:
+        """Where a schedule of rho waits for a low entropy, notes the first rollout that has one."""
+        schedule = self.config.selection.schedule
+        if schedule is None or schedule.until_entropy is None or self.low_since is not None:
+            return
+        if batch.sampler_logp is None:
+            raise ValueError(
+                "selection.rho.until_entropy needs the log-probabilities of the sampler, which does not give any"
+            )
+        eligible = batch.answer_mask & eligible_rows(batch, self.config.selection)[:, None]
+        mean = mean_surprisal(batch.sampler_logp, eligible, self.ranks.reduce)
+        if mean is not None and mean <= schedule.until_entropy:
+            self.low_since = rollout
 
     @torch.no_grad()
     def kl_penalty(

@@ -24,6 +24,8 @@ KEYS = {
     "misspelt class": (["--model", "forklight.module.ForkGRPOModul"], ["model", "ForkGRPOModul"]),
     "misspelt class without a module": (["--model", "ForkGRPOModul"], ["model", "ForkGRPOModul"]),
     "misspelt nested class": (["--data.verifier", "toy.LengthParty"], ["verifier", "LengthParty"]),
+    "a stop that is no text": (["--model.rollout.stop", "[1.5]"], ["rollout.stop", "Expected a <class 'int'>"]),
+    "no list of stops": (["--model.rollout.stop", "abc"], ["rollout.stop", "abc"]),
     "not a number": (["--model.selection.rho", "x"], ["selection.rho", "float", "x"]),
     "not a choice": (["--model.selection.keep", "x"], ["selection.keep", "'top', 'bottom'", "x"]),
 }
@@ -32,6 +34,8 @@ KEYS = {
 VALUES = {
     "a value, by its class": (["--model.selection.rho", "1.5"], ["selection.rho", "1.5"]),
     "greedy training, by its class": (["--model.rollout.temperature", "0"], ["rollout.temperature", "0.0"]),
+    "an empty stop, by its class": (["--model.rollout.stop", '["x", ""]'], ["rollout.stop", "an empty string"]),
+    "a stop, by the tokenizer": (["--model.rollout.stop", "[5000]"], ["rollout.stop: token 5000", "1251 tokens"]),
     "one answer, by the data": (["--data.answers_per_prompt", "1"], ["data.answers_per_prompt", "1"]),
     "max_epochs, by the guards": (["--trainer.max_epochs", "3"], ["trainer.max_epochs = 3", "trainer.max_steps"]),
     "a callback, by the guards": (

@@ -51,6 +51,30 @@ SETTINGS = {
     "unknown preset": (lambda: ForkSelection.preset("papper"), ["selection.preset", "paper-code", "'papper'"]),
     "unknown keep": (lambda: ForkSelection(keep="best"), ["selection.keep", "'low_probability'", "best"]),
     "unknown term": (lambda: ForkSelection(masked_terms=("policy", "value")), ["selection.masked_terms", "value"]),
+    "balanced noise": (
+        lambda: ForkSelection(balance="outcome", keep="random"),
+        ["selection.balance: outcome", "keep: random"],
+    ),
+    "balance inside one answer": (
+        lambda: ForkSelection(balance="outcome", scope="sequence"),
+        ["selection.balance: outcome", "scope: sequence"],
+    ),
+    "absolute without tau": (lambda: ForkSelection(rule="absolute"), ["selection.tau", "rule: absolute", "None"]),
+    "tau without absolute": (lambda: ForkSelection(tau=0.5), ["selection.tau", "rule: count", "0.5"]),
+    "tau below 0": (lambda: ForkSelection(rule="absolute", tau=-1.0), ["selection.tau", "got -1.0"]),
+    "an absolute share of the lowest": (
+        lambda: ForkSelection(rule="absolute", tau=1.0, keep="bottom"),
+        ["selection.rule: absolute", "keep: top", "bottom"],
+    ),
+    "relative to nothing": (
+        lambda: ForkSelection(relative_to="position", keep="random"),
+        ["selection.relative_to: position", "random"],
+    ),
+    "the end of all tokens": (lambda: ForkSelection(keep_eos=True, keep="all"), ["selection.keep_eos", "keep: all"]),
+    "one advantage in one answer": (
+        lambda: ForkSelection(keep="abs_advantage", scope="sequence"),
+        ["selection.keep: abs_advantage", "scope"],
+    ),
     "the mask on no policy term": (
         lambda: ForkSelection(masked_terms=("entropy",)),
         ["selection.masked_terms", "`policy`", "['entropy']"],
@@ -107,6 +131,23 @@ def test_settings_that_contradict_themselves_or_each_other_are_refused(case):
 RUNS = {
     "a choice, by the parser": ([S + "keep", "best"], ["selection.keep", "'low_probability'", "best"]),
     "one setting, by its class": ([S + "rho", ".nan"], ["selection.rho", "got nan"]),
+    "a schedule that ends before it begins": (
+        [S + "rho", '{"from": 1.0, "to": 0.2, "over_rollouts": 0}'],
+        ["selection.rho.over_rollouts", "got 0", "before it begins"],
+    ),
+    "a schedule above 1": (
+        [S + "rho", '{"from": 1.2, "to": 0.2, "over_rollouts": 5}'],
+        ["selection.rho.from", "got 1.2"],
+    ),
+    "a schedule with an absolute threshold": (
+        [S + "rho", '{"from": 1.0, "to": 0.2, "over_rollouts": 5}', S + "rule", "absolute", S + "tau", "1.0"],
+        ["selection.rho is a schedule", "rule: absolute"],
+    ),
+    "a schedule with a wrong key": (
+        [S + "rho", '{"from": 1.0, "to": 0.2, "rollouts": 5}'],
+        ["selection.rho", "rollouts"],
+    ),
+    "balanced noise": ([S + "balance", "outcome", S + "keep", "random"], ["selection.balance", "keep: random"]),
     "several settings, by the algorithm": (
         [S + "denominator", "answer", "--model.objective", "forklight.algo.objectives.Gspo"],
         ["selection.denominator must be selected", "Gspo"],

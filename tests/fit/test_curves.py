@@ -1,6 +1,8 @@
 """The curves of a run: which there are, how many points they have, and where these stand."""
 
+import json
 import math
+from itertools import pairwise
 
 import pytest
 from toy_runs import curves, fit
@@ -9,14 +11,20 @@ K, A, ROLLOUTS = 4, 2, 3
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """The curves of three rollouts of four updates of two micro-batches, evaluated after every second rollout.
+def folder(tmp_path_factory):
+    """Three rollouts of four updates of two micro-batches, evaluated after every second rollout.
 
     With the head that looks at every token: others say nothing of the ratios of dropped ones at later updates.
     """
-    folder = tmp_path_factory.mktemp("curves") / "run"
+    root = tmp_path_factory.mktemp("curves") / "run"
     more = ("--data.updates_per_rollout", K, "--trainer.accumulate_grad_batches", A, "--data.eval_every_rollouts", 2)
-    fit(folder, *more, "--model.policy.head", "full", steps=K * ROLLOUTS)
+    fit(root, *more, "--model.policy.head", "full", steps=K * ROLLOUTS)
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """The curves of this run."""
     return curves(folder)
 
 
@@ -28,15 +36,15 @@ PER_UPDATE = {
     "train": "policy_loss ratio ratio_max clip_low clip_high clip_dual approx_kl grad_norm tokens lr",
     "fork": "threshold kept_share kept_share_right kept_share_wrong kept_share_first_third kept_share_last_third "
     "kept_share_min kept_share_max entropy_mean entropy_kept entropy_dropped types types_share overlap_random "
-    "ratio_kept ratio_dropped clip_kept clip_dropped kl_kept kl_dropped",
+    "ratio_kept ratio_dropped clip_kept clip_dropped kl_kept kl_dropped signal_kept",
     "mismatch": "ess_kept ess_dropped kl_kept kl_dropped ratio_max_kept ratio_max_dropped diff_mean_kept "
     "diff_mean_dropped diff_max_kept diff_max_dropped",
     "rollout": "empty_updates",
 }
 
 
-def test_every_curve_is_in_one_of_seven_groups(found):
-    groups = {"rollout", "train", "fork", "mismatch", "verify", "val", "time"}
+def test_every_curve_is_in_one_of_eight_groups(found):
+    groups = {"rollout", "train", "fork", "signal", "mismatch", "verify", "val", "time"}
     assert {tag.split("/")[0] for tag in found} == groups
 
 
@@ -49,6 +57,25 @@ def test_what_an_update_did_stands_at_its_number(found):
     for tag in expected:
         assert steps(found[tag]) == list(range(1, K * ROLLOUTS + 1)), tag
     assert steps(found["fork/overlap_previous"]) == list(range(2, K * ROLLOUTS + 1))
+
+
+def test_the_signal_of_every_update_is_a_line(found, folder):
+    tags = {tag for tag in found if tag.startswith("signal/")}
+    edges = ("0", "0.01", "0.1", "0.3", "0.7", "1", "1.5", "2", "3", "4", "6", "inf")
+    bins = {f"signal/{of}/{low}_to_{high}" for of in ("gradient", "tokens") for low, high in pairwise(edges)}
+    # the length limit cuts every answer, and none has a box
+    assert tags - bins == {f"signal/{of}_{part}" for of in ("share", "kept") for part in ("right", "wrong", "cut")}
+    for tag in bins:
+        assert steps(found[tag]) == list(range(1, K * ROLLOUTS + 1)), tag
+    lines = [json.loads(line) for line in (folder / "signal.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, K * ROLLOUTS + 1))
+    assert [line["rollout"] for line in lines] == [rollout for rollout in range(ROLLOUTS) for _ in range(K)]
+    for line, (_, kept) in zip(lines, found["fork/signal_kept"], strict=True):
+        assert list(line) == ["step", "rollout", "edges", "sums"]
+        assert set(line["sums"]) == {"all", "right", "wrong", "cut", "whole", "before_box", "behind_box"}
+        every = {name: sum(bins) for name, bins in line["sums"]["all"].items()}
+        assert every["kept_gradient"] / every["gradient"] == pytest.approx(kept)
+        assert len(line["edges"]) + 1 == len(line["sums"]["right"]["kept_tokens"])
 
 
 def test_a_rollout_stands_at_the_first_update_it_feeds(found):

@@ -67,7 +67,7 @@ def read(parser):
 
     def read(*args):
         config = parser.parse_args(expand_arguments(["--model", "forklight.module.ForkGRPOModule", *args]))
-        return yaml.safe_load(parser.dump(config))["model"]["init_args"]
+        return yaml.safe_load(parser.dump(config, skip_none=False))["model"]["init_args"]
 
     return read
 
@@ -177,7 +177,7 @@ def test_a_score_of_ones_own_beside_and_after_a_preset(own_score, overlay, parse
 def test_a_score_of_ones_own_trains(own_score, tmp_path, capsys):
     keep = ("--model.selection.keep", own_score, "--model.selection.keep.power", 2)
     run("fit", tmp_path / "run", "--trainer.fast_dev_run", "true", *keep)
-    assert "forklight but keep Surprise:" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "top-20 but keep Surprise:" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def test_help_names_every_key_and_the_presets(capsys):
@@ -274,7 +274,7 @@ def test_a_run_goes_on_with_its_preset_and_not_with_another(tmp_path, capsys):
     table = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert describe(ForkSelection(keep="random", rho=0.1)) in table
     kept = yaml.safe_load((folder / "config-0.yaml").read_text())["model"]["init_args"]["selection"]
-    assert kept == plain("random-20", rho=0.1)
+    assert kept == {key: value for key, value in plain("random-20", rho=0.1).items() if value is not None}
 
     resume = ("--ckpt_path", "last")
     before = contents(folder)

@@ -18,7 +18,9 @@ from forklight.algo.advantages import AdvantageName
 from forklight.algo.correction import Method
 from forklight.algo.objectives.base import Objective
 from forklight.algo.ratios import ClipRange
+from forklight.algo.selection.rho import RhoSchedule
 from forklight.algo.selection.spec import PRESETS, ForkSelection
+from forklight.callbacks.health import HealthGuards
 from forklight.callbacks.startup import describe
 from forklight.cli import main
 from forklight.data.benchmarks import BENCHMARKS
@@ -52,8 +54,9 @@ def test_there_are_commands():
 def test_every_key_of_the_selection_and_its_default():
     *keys, preset = table("key of `model.selection`", doc("selection"))
     assert preset[0] == "preset"
+    yaml = {"None": "null", "True": "true", "False": "false"}
     assert {key: default for key, _, default in keys} == {
-        field.name: "[policy]" if field.name == "masked_terms" else str(field.default).replace("True", "true")
+        field.name: "[policy]" if field.name == "masked_terms" else yaml.get(str(field.default), str(field.default))
         for field in fields(ForkSelection)
     }
 
@@ -64,7 +67,9 @@ def test_every_preset():
     for name, (ranked_together, kept, entropy_of, eligible, denominator, terms, _) in rows.items():
         spec = PRESETS[name]
         if spec.keep != "all":
-            assert kept == f"{spec.keep} {spec.rho:.0%}, {spec.rule}".replace("%", " %")
+            share = spec.share if spec.schedule is None else spec.schedule.to
+            first = "" if spec.schedule is None else "all until the mean entropy is at most 0.7 nats, then "
+            assert kept == first + f"{spec.keep} {share:.0%}, {spec.rule}".replace("%", " %")
             assert ranked_together == {
                 "update": "update, all ranks",
                 "micro_batch": "micro-batch, all ranks",
@@ -74,9 +79,13 @@ def test_every_preset():
         assert (eligible, denominator, terms) == (spec.eligible, spec.denominator, ", ".join(spec.masked_terms))
 
 
+def test_the_schedule_of_the_default():
+    assert PRESETS["forklight"].schedule == RhoSchedule(start=1.0, to=0.2, over_rollouts=0, until_entropy=0.7)
+
+
 def test_the_row_of_the_startup_table():
     shown = describe(ForkSelection(**{**vars(PRESETS["trl"]), "rho": 0.1}))
-    assert shown in doc("selection").replace("sampling,\neligible", "sampling, eligible")
+    assert shown in doc("selection").replace(",\n", ", ")
 
 
 def test_every_objective_its_overlay_and_its_defaults():
@@ -186,6 +195,12 @@ def test_every_advantage_and_correction():
     assert corrections == list(get_args(Method))
 
 
+def test_every_guard():
+    rows = {name: float(default) for name, _, _, default in table("rule of `guards`", doc("curves"))}
+    guards = signature(HealthGuards).parameters.values()
+    assert rows == {guard.name: guard.default.threshold for guard in guards}
+
+
 def test_every_curve_is_in_the_table(tmp_path):
     more = ("--data.updates_per_rollout", 2, "--model.policy.random_init", "false", "--model.entropy_coef", 0.01)
     fit(tmp_path / "run", *more, "--model.kl.coef", 0.1, steps=2)
@@ -195,13 +210,18 @@ def test_every_curve_is_in_the_table(tmp_path):
     for tags, *_ in table("tag | what", doc("curves")):
         group, _, names = tags.partition("/")
         named |= {f"{group}/{name}" for name in names.split(", ")}
-    found = {*curves(tmp_path / "run"), *curves(tmp_path / "reward")}
+    falling = ("--model.selection.rho", '{"from": 1.0, "to": 0.2, "over_rollouts": 2}')
+    fit(tmp_path / "falling", *falling, steps=1)
+    found = {tag for run in ("run", "reward", "falling") for tag in curves(tmp_path / run)}
     found = {re.sub(r"^(verify/(?:reason|rule|reward_length)/).*", r"\1...", tag) for tag in found}
     found = {re.sub(r"^(time/(?:share|passes)_).*", r"\1...", tag) for tag in found}
+    found = {re.sub(r"^(signal/(?:gradient|tokens)/).*", r"\1...", tag) for tag in found}
     scores = {tag.removeprefix("val/").removeprefix("<set>/") for tag in named if tag.startswith("val/")}
     assert {tag for tag in found if not tag.startswith("val/")} - named == set()
     found_scores = {tag.removeprefix("val/toy/") for tag in found if tag.startswith("val/toy/")}
     found_scores = {re.sub(r"^(rule|reward_length)/.*", r"\1/...", tag) for tag in found_scores}
     assert {re.sub(r"^(pass|maj)@\d+", r"\1@k", tag).replace("@2", "@n") for tag in found_scores} == scores
-    groups = ("train/", "fork/", "mismatch/", "verify/", "time/")
-    assert {tag for tag in named if tag.startswith(groups)} - found == {"fork/entropy", "time/mfu"}
+    groups = ("train/", "fork/", "signal/", "mismatch/", "verify/", "time/")
+    # every answer is cut, and none has a box
+    absent = {f"signal/{of}_{part}" for of in ("share", "kept") for part in ("whole", "before_box", "behind_box")}
+    assert {tag for tag in named if tag.startswith(groups)} - found == {"fork/entropy", "time/mfu"} | absent

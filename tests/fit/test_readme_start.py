@@ -84,8 +84,7 @@ def test_the_script_says_what_the_config_says(place):
     assert set(model) == {"policy", "rollout", "selection", "optimizer"}
     assert module.policy_config == PolicyConfig(**model["policy"])
     assert module.rollout_config == RolloutConfig(**model["rollout"])
-    (selection,) = re.findall(r"selection=(ForkSelection\(.*?\))", SCRIPT)
-    assert eval(selection) == ForkSelection(**model["selection"])
+    assert module.config.selection == ForkSelection.preset(model["selection"]["preset"])
     optimizer = module.optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert f"torch.optim.{type(optimizer).__name__}" == model["optimizer"]["class_path"]
     assert optimizer.defaults["lr"] == model["optimizer"]["init_args"]["lr"]

@@ -13,9 +13,11 @@ UPDATES = 8
 ONE = ("--checkpoint.keep", "-1")
 SEVERAL = (*ONE, "--data.updates_per_rollout", "4", "--trainer.accumulate_grad_batches", "2")
 SEVERAL = (*SEVERAL, "--checkpoint.every_n_updates", "2")
-KILLED_AT = {ONE: 4, SEVERAL: 7}
+FALLING = (*ONE, "--model.selection.rho", '{"from": 1.0, "to": 0.2, "over_rollouts": 6, "until_entropy": 9.0}')
+KILLED_AT = {ONE: 4, SEVERAL: 7, FALLING: 4}
 CASES = {
     "K = 1": (ONE, "last", 4),
+    "a share that falls since the entropy was low": (FALLING, "last", 4),
     "K = 4, at a rollout boundary": (SEVERAL, "update-00000004.ckpt", 4),
     "K = 4, inside a rollout": (SEVERAL, "last", 6),
 }
@@ -80,6 +82,7 @@ def test_killed_and_resumed_equals_uninterrupted(case, folders, tmp_path):
             assert {step for step, _ in found[tag]} <= {step for step, _ in points}, tag
         else:
             assert repr(points) == repr(found[tag]), tag
-    lines = (whole / "samples.jsonl").read_text()
-    assert lines == (parts / "samples.jsonl").read_text()
-    assert lines
+    for name in ("samples.jsonl", "signal.jsonl"):
+        lines = (whole / name).read_text()
+        assert lines == (parts / name).read_text()
+        assert lines

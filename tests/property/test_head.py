@@ -92,9 +92,11 @@ def test_the_tiles_make_no_difference(head, shape, entropy_temperature):
                     stats.logp,
                     stats.entropy,
                     stats.normaliser,
+                    stats.grad_square,
                     *gradients(stats.logp @ by_all + stats.entropy.sum(), hidden, weight),
                     found.loss,
                     found.stats.entropy,
+                    found.stats.grad_square,
                     *gradients(found.loss, hidden, weight),
                 )
             )
@@ -136,3 +138,19 @@ def test_entropies_lie_between_0_and_the_logarithm_of_the_vocabulary(statistics,
     assert (stats.entropy >= -1e-12).all()
     assert (stats.entropy <= most + 1e-12).all()
     assert (stats.logp <= 0).all()
+
+
+@pytest.mark.parametrize("statistics", [token_stats, plain_stats])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@few
+@given(heads(), shapes())
+def test_the_square_of_the_gradient_lies_between_one_and_two_squares_of_what_is_missing(statistics, dtype, head, shape):
+    """(1 - p)^2 and the squares of probabilities that sum to 1 - p."""
+    hidden, weight, targets, _, _, temperature = head
+    with cut(shape):
+        stats = statistics(hidden.to(dtype), weight.to(dtype), targets, temperature)
+    missing = stats.logp.detach().expm1().square()
+    assert (stats.grad_square >= 0).all()
+    assert (stats.grad_square <= 2 + 1e-5).all()
+    assert (stats.grad_square >= missing * (1 - 1e-5)).all()
+    assert (stats.grad_square <= 2 * missing + 1e-6).all()

@@ -18,6 +18,7 @@ from forklight.algo.kl import KLConfig
 from forklight.algo.noise import hash_bits
 from forklight.algo.ratios import ClipRange
 from forklight.algo.selection import ForkSelection
+from forklight.algo.selection.spec import Keep
 from forklight.models import PolicyConfig, Reference
 from forklight.models.heads import HeadName, all_stats
 from forklight.training.update import Learner
@@ -27,6 +28,8 @@ SEED, ROLLOUT = 7, 3
 NOISE_SEED = int(hash_bits(SEED, ROLLOUT))
 NARROW = ClipRange(low=0.05, high=0.08)
 LIMIT = 8
+TAU = 3.5
+"""Nats; the toy policy has tokens above and below."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Case:
     eligible: str = "contributing"
     entropy_of: str = "old"
     rule: str = "count"
+    balance: str = "none"
+    keep_eos: bool = False
+    relative_to: str = "none"
     denominator: str = "selected"
     masked_terms: tuple = ("policy",)
     select_truncated: bool = True
@@ -63,12 +69,16 @@ class Case:
             "scope",
             "entropy_of",
             "rule",
+            "balance",
+            "keep_eos",
+            "relative_to",
             "eligible",
             "denominator",
             "masked_terms",
             "select_truncated",
         )
-        selection = ForkSelection(**{name: getattr(self, name) for name in names}, temperature=self.at)
+        tau = TAU if self.rule == "absolute" else None
+        selection = ForkSelection(**{name: getattr(self, name) for name in names}, temperature=self.at, tau=tau)
         clip = replace(NARROW, dual=self.dual)
         objective = {
             "Dapo": lambda: objectives.Dapo(clip),
@@ -116,11 +126,14 @@ class Case:
 
 CHOICES = {
     "updates": (1, 3),
-    "keep": ("top", "bottom", "random", "all", "band", "low_probability", "covariance"),
+    "keep": get_args(Keep),
     "scope": ("update", "rollout", "sequence", "micro_batch", "micro_batch_rank"),
     "eligible": ("contributing", "answers"),
     "entropy_of": ("old", "current"),
-    "rule": ("count", "threshold"),
+    "rule": ("count", "threshold", "absolute"),
+    "balance": ("none", "outcome"),
+    "keep_eos": (False, True),
+    "relative_to": ("none", "position", "type"),
     "denominator": ("selected", "answer", "micro_batch"),
     "masked_terms": (("policy",), ("policy", "kl"), ("policy", "entropy"), ("policy", "kl", "entropy")),
     "select_truncated": (True, False),
@@ -148,7 +161,14 @@ def possible_pairs(first, second):
                 "Archer": ("answer",),
             }.get(name, CHOICES["denominator"])
         ),
-        ("keep", "scope"): lambda keep, scope: (keep, scope) == ("covariance", "sequence"),
+        ("keep", "scope"): lambda keep, scope: keep in ("covariance", "abs_advantage") and scope == "sequence",
+        ("keep", "rule"): lambda keep, rule: rule == "absolute" and keep != "top",
+        ("keep", "balance"): lambda keep, by: by == "outcome" and keep in ("random", "all", "covariance"),
+        ("keep", "keep_eos"): lambda keep, eos: eos and keep == "all",
+        ("keep", "relative_to"): lambda keep, to: to != "none" and keep not in ("top", "bottom", "band"),
+        ("scope", "balance"): lambda scope, by: (scope, by) == ("sequence", "outcome"),
+        ("rule", "balance"): lambda rule, by: (rule, by) == ("absolute", "outcome"),
+        ("rule", "relative_to"): lambda rule, to: rule == "absolute" and to != "none",
         ("dual", "objective"): lambda dual, name: dual is not None and name not in WITH_DUAL,
     }.get((first, second), lambda *_: False)
     return {pair for pair in itertools.product(CHOICES[first], CHOICES[second]) if not impossible(*pair)}

@@ -88,7 +88,14 @@ def expected_update(
     together = {"update": [rows], "rollout": [everything], "sequence": [[r] for r in rows]}.get(spec.scope, sets)
     for members in together:
         tokens = [(r, t) for r in members if r in allowed for t in range(int(x.answer_length[r]))]
-        kept |= chosen(x, tokens, scores_of(x, tokens, by, config, noise_seed), config)
+        among = tokens
+        if spec.scope == "sequence":
+            among = [(r, t) for r in rows if r in allowed for t in range(int(x.answer_length[r]))]
+        score = scores_of(x, tokens, by, config, noise_seed, among)
+        right = [token for token in tokens if x.advantages[token[0]] > 0]
+        wrong = [token for token in tokens if x.advantages[token[0]] <= 0]
+        for part in (right, wrong) if spec.balance == "outcome" else (tokens,):
+            kept |= chosen(x, part, score, config)
     for members in [rows] if spec.scope == "sequence" else together:
         tokens = [(r, t) for r in members if r in allowed for t in range(int(x.answer_length[r]))]
         if config.objective.covariance is not None:
@@ -128,11 +135,24 @@ def everywhere(x: RolloutBatch, rows: Sequence[int]) -> set[Token]:
 
 
 def scores_of(
-    x: RolloutBatch, tokens: Sequence[Token], by: Stats, config: AlgorithmConfig, noise_seed: int
+    x: RolloutBatch,
+    tokens: Sequence[Token],
+    by: Stats,
+    config: AlgorithmConfig,
+    noise_seed: int,
+    among: Sequence[Token],
 ) -> dict[Token, float]:
-    """What the tokens are ranked by: the largest are kept."""
+    """What the tokens are ranked by: the largest are kept. Relative entropies have the means over `among`."""
     spec = config.selection
     entropy = shared(x, tokens, lambda r, t: by.entropy[r][t].item(), inclusive=False)
+    if spec.relative_to != "none":
+        every = shared(x, among, lambda r, t: by.entropy[r][t].item(), inclusive=False)
+        entropy = {token: relative(x, token, every, spec.relative_to) for token in tokens}
+    size = {(r, t): abs(float(x.advantages[r])) for r, t in tokens}
+    if spec.keep == "abs_advantage":
+        return size
+    if spec.keep == "entropy_times_advantage":
+        return {token: entropy[token] * size[token] for token in tokens}
     logp = shared(x, tokens, lambda r, t: by.logp[r][t].item(), inclusive=True)
     if spec.keep in ("top", "band"):
         return entropy
@@ -144,6 +164,17 @@ def scores_of(
         return covariances(x, tokens, logp)
     noise = hash_uniform if spec.rule == "threshold" else hash_bits
     return {(r, t): noise(noise_seed, int(x.sequence_id[r]), t).item() for r, t in tokens}
+
+
+def relative(x: RolloutBatch, token: Token, entropy: dict[Token, float], to: str) -> float:
+    """Entropy minus the mean of the same place or token id, in whole units of 2**-24 nats."""
+
+    def kind(r: int, t: int) -> int:
+        return t if to == "position" else int(x.input_ids[r, int(x.prompt_length[r]) + t])
+
+    units = {one: round(value * 2**24) for one, value in entropy.items()}
+    alike = [units[one] for one in units if kind(*one) == kind(*token)]
+    return (units[token] * len(alike) - sum(alike)) / 2**24 / len(alike)
 
 
 def covariances(x: RolloutBatch, tokens: Sequence[Token], logp: dict[Token, float]) -> dict[Token, float]:
@@ -167,12 +198,27 @@ def shared(x: RolloutBatch, tokens: Sequence[Token], value: Callable[[int, int],
 
 def chosen(x: RolloutBatch, tokens: Sequence[Token], score: dict[Token, float], config: AlgorithmConfig) -> set[Token]:
     """The tokens of one set that are kept, by sorting all of them; ties go to the smallest (sequence_id, position)."""
-    spec, n = config.selection, len(tokens)
-    if spec.keep == "all" or n == 0:
+    spec = config.selection
+    if spec.keep == "all":
         return set(tokens)
+    last = {(r, t) for r, t in tokens if t + 1 == x.answer_length[r] and not x.truncated[r]}
+    anyway = last if spec.keep_eos else set()
+    k = max(1, floor(spec.rho * len(tokens) + 0.9999)) - len(anyway)
+    tokens = [token for token in tokens if token not in anyway]
+    return anyway | best(x, tokens, score, config, max(0, min(k, len(tokens))))
+
+
+def best(
+    x: RolloutBatch, tokens: Sequence[Token], score: dict[Token, float], config: AlgorithmConfig, k: int
+) -> set[Token]:
+    """The k best of the tokens that are ranked, or those that the rule names."""
+    spec, n = config.selection, len(tokens)
+    if n == 0:
+        return set()
+    if spec.rule == "absolute":
+        return {token for token in tokens if score[token] > spec.tau}
     order = sorted(tokens, key=lambda token: (-score[token], int(x.sequence_id[token[0]]), token[1]))
     if spec.rule == "count":
-        k = max(1, floor(spec.rho * n + 0.9999))
         skipped = (n - k) // 2 if spec.keep == "band" else 0
         return set(order[skipped : skipped + k])
 

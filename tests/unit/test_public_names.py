@@ -12,7 +12,8 @@ SIGNATURES = {
     cli.main: "(args: collections.abc.Sequence[str] | None = None) -> None",
     selection.ForkSelection.preset: "(name)",
     selection.select: (
-        "(entropy, answer_mask, spec, *, logp=None, advantages=None, sequence_id=None, seed=0, reduce=None)"
+        "(entropy, answer_mask, spec, *, logp=None, advantages=None, sequence_id=None, seed=0, reduce=None, "
+        "always=None)"
     ),
     logprobs.token_stats: "(hidden, weight, targets, temperature=1.0, entropy_temperature=None, entropy_grad=False)",
     logprobs.selected_logprob: "(hidden, weight, targets, rows, temperature=1.0, known=None)",
@@ -51,6 +52,10 @@ def test_selection_fields():
         "scope": "update",
         "entropy_of": "old",
         "rule": "count",
+        "tau": None,
+        "balance": "none",
+        "keep_eos": False,
+        "relative_to": "none",
         "temperature": "sampling",
         "eligible": "contributing",
         "denominator": "selected",

@@ -53,8 +53,8 @@ def token_stats(
         entropy_grad: whether the entropies have a gradient too; their values are the same.
 
     Returns:
-        `logp` [N], connected to `hidden` and `weight`, and `entropy` [N], detached unless `entropy_grad`; float64 for
-        float64 operands, otherwise float32. A logit of -inf counts as probability 0.
+        `logp` [N], connected to `hidden` and `weight`, `entropy` [N], detached unless `entropy_grad`, and `grad_square`
+        [N], detached; float64 for float64 operands, otherwise float32. A logit of -inf counts as probability 0.
 
     Raises:
         TypeError: targets are not int64, or hidden states or weights are float16 on a CPU.
@@ -95,15 +95,16 @@ def selected_stats(
     _check_rows(rows, targets)
     softmax = None
     if known is not None:
-        if known.normaliser is None or known.logp.shape != targets.shape:
+        if known.normaliser is None or known.grad_square is None or known.logp.shape != targets.shape:
             raise ValueError(f"known must be token_stats of all {len(targets)} rows, with their normalisers")
         if entropy_grad and entropy_temperature != temperature:
             raise ValueError("known entropies of another temperature than the log-probabilities cannot be connected")
-        softmax = Softmax(*(values.detach()[rows] for values in (known.logp, known.normaliser, known.entropy)))
-    logp, entropy, normaliser = _Statistics.apply(  # type: ignore[no-untyped-call]
+        every = known.logp, known.normaliser, known.entropy, known.grad_square
+        softmax = Softmax(*(values.detach()[rows] for values in every))
+    logp, entropy, normaliser, grad_square = _Statistics.apply(  # type: ignore[no-untyped-call]
         hidden[rows], weight, targets[rows], temperature, entropy_temperature, softmax
     )
-    return TokenStats(logp, entropy if entropy_grad else entropy.detach(), normaliser)
+    return TokenStats(logp, entropy if entropy_grad else entropy.detach(), normaliser, grad_square)
 
 
 def selected_logprob(
@@ -162,10 +163,10 @@ def selected_policy_loss(
     """
     check_head(hidden, weight, targets, temperature)
     _check_rows(rows, targets)
-    loss, logp, entropy = _OnePass.apply(  # type: ignore[no-untyped-call]
+    loss, logp, entropy, grad_square = _OnePass.apply(  # type: ignore[no-untyped-call]
         hidden[rows], weight, targets[rows], token_loss, temperature
     )
-    return SelectedLoss(loss, TokenStats(logp, entropy))
+    return SelectedLoss(loss, TokenStats(logp, entropy, grad_square=grad_square))
 
 
 def _check_rows(rows: Tensor, targets: Tensor) -> None:
@@ -176,7 +177,7 @@ def _check_rows(rows: Tensor, targets: Tensor) -> None:
 
 
 class _Statistics(torch.autograd.Function):
-    """Log-probability, entropy and normaliser of every row; backward recomputes the logits."""
+    """The statistics of every row; backward recomputes the logits."""
 
     @staticmethod
     def forward(
@@ -187,7 +188,7 @@ class _Statistics(torch.autograd.Function):
         temperature: float,
         entropy_temperature: float,
         known: Softmax | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.lower = _autocast_type(hidden)
         ctx.temperatures = temperature, entropy_temperature
         if known is not None:
@@ -199,12 +200,12 @@ class _Statistics(torch.autograd.Function):
             last = others[0] if others else first
         ctx.save_for_backward(hidden, weight, targets, first.normaliser, last.normaliser, last.entropy)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(first.normaliser)
-        return first.logp, last.entropy, first.normaliser
+        ctx.mark_non_differentiable(first.normaliser, first.grad_square)
+        return first.logp, last.entropy, first.normaliser, first.grad_square
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_logp: Tensor | None, by_entropy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_logp: Tensor | None, by_entropy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, normaliser, entropy_normaliser, entropy = ctx.saved_tensors
         temperature, entropy_temperature = ctx.temperatures
         if by_entropy is None or temperature == entropy_temperature:
@@ -231,13 +232,13 @@ class _OnePass(torch.autograd.Function):
         targets: Tensor,
         token_loss: Callable[[TokenStats, slice], Tensor],
         temperature: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         losses = []
 
         def slope_of(softmax: Softmax, rows: slice) -> Tensor:
             logp = softmax.logp.requires_grad_()
             with torch.enable_grad():
-                values = token_loss(TokenStats(logp, softmax.entropy), rows)
+                values = token_loss(TokenStats(logp, softmax.entropy, grad_square=softmax.grad_square), rows)
                 if values.shape != logp.shape:
                     raise ValueError(f"token_loss must return {list(logp.shape)} losses, got {list(values.shape)}")
                 slope = torch.zeros_like(logp)
@@ -252,8 +253,8 @@ class _OnePass(torch.autograd.Function):
             head = Head(hidden, weight, targets, lower)
             softmax, found = one_pass(head, temperature, slope_of, of_weight=ctx.needs_input_grad[1])
         ctx.save_for_backward(*_cast(found, hidden, weight))
-        ctx.mark_non_differentiable(softmax.logp, softmax.entropy)
-        return torch.stack(losses).sum(), softmax.logp, softmax.entropy
+        ctx.mark_non_differentiable(softmax.logp, softmax.entropy, softmax.grad_square)
+        return torch.stack(losses).sum(), softmax.logp, softmax.entropy, softmax.grad_square
 
     @staticmethod
     @once_differentiable

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forklight.algo.batch import TokenStats
+from forklight.algo.logprobs.tiles import least_square_root
 
 ROWS_PER_TILE = 512
 """Rows of the head's output computed at a time."""
@@ -42,14 +43,18 @@ def plain_stats(
     """
     entropy_temperature = temperature if entropy_temperature is None else entropy_temperature
     check_head(hidden, weight, targets, temperature, entropy_temperature)
-    logps, entropies = [], []
+    logps, entropies, squares = [], [], []
     for rows, row_targets in _tiles(hidden, targets):
         scores = _shifted_scores(rows, weight, temperature)
-        logps.append(_target_logp(scores, row_targets))
+        column, normaliser = row_targets.unsqueeze(-1), scores.logsumexp(dim=-1, keepdim=True)
+        logps.append((scores.gather(-1, column) - normaliser).squeeze(-1))
+        squares.append(_grad_square(scores.detach(), column, normaliser.detach()))
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-            same = entropy_temperature == temperature
-            entropies.append(_entropy(scores if same else scores * (temperature / entropy_temperature)))
-    return TokenStats(logp=torch.cat(logps), entropy=torch.cat(entropies))
+            if entropy_temperature != temperature:
+                scores = scores * (temperature / entropy_temperature)
+                normaliser = scores.logsumexp(dim=-1, keepdim=True)
+            entropies.append(_entropy(scores, normaliser))
+    return TokenStats(logp=torch.cat(logps), entropy=torch.cat(entropies), grad_square=torch.cat(squares))
 
 
 def _tiles(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -69,13 +74,16 @@ def _shifted_scores(hidden: Tensor, weight: Tensor, temperature: float) -> Tenso
     return logits.sub_(logits.detach().amax(dim=-1, keepdim=True))
 
 
-def _target_logp(scores: Tensor, targets: Tensor) -> Tensor:
-    return scores.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - scores.logsumexp(dim=-1)
+def _grad_square(scores: Tensor, column: Tensor, normaliser: Tensor) -> Tensor:
+    """Sum of the squares of 1[target] - p, without a difference of large numbers near certainty; no gradient."""
+    missing = (scores.gather(-1, column) - normaliser).squeeze(-1).expm1_()
+    others = (scores - normaliser).exp_().scatter_(-1, column, 0.0).clamp_(min=least_square_root(scores.dtype))
+    norm: Tensor = torch.linalg.vector_norm(others, dim=-1)
+    return missing.square_() + norm.square_()
 
 
-def _entropy(scores: Tensor) -> Tensor:
+def _entropy(scores: Tensor, normaliser: Tensor) -> Tensor:
     """Entropy as logsumexp(z) - sum_j p_j z_j, which takes no logarithm of a small probability."""
-    normaliser = scores.logsumexp(dim=-1, keepdim=True)
     probabilities = (scores - normaliser).exp_()
     # 0 * -inf would be NaN. At the bound the probability is 0, and the bound times the entropy's gradient is finite
     finite = scores.clamp(min=-1e9)

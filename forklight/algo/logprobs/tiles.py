@@ -5,7 +5,7 @@ products have the type that autocast or the tensors give them; sums are float32,
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Softmax:
     logp: Tensor  # [M] of the targets
     normaliser: Tensor  # [M] log of the sum of exp(logits / temperature)
     entropy: Tensor  # [M] in nats
+    grad_square: Tensor  # [M] sum of the squares of 1[target] - p
 
 
 class Head:
@@ -75,6 +76,13 @@ class Head:
             return _product(hidden, part.T)
         return torch.mm(hidden, part.T, out=self.scratch(use, len(hidden), len(part)))
 
+    def row_products(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum over the columns of a * b for tiles `[m,v]`, `[m]`."""
+        if a.is_cuda:
+            return torch.bmm(a[:, None], b[:, :, None]).flatten()
+        # a CPU takes six times as long for a batch of products of a row and a column
+        return torch.mul(a, b, out=self.scratch("products", *a.shape)).sum(1)
+
     def place(self, rows: slice, start: int, part: Tensor) -> tuple[Tensor, Tensor]:
         """Each row's target in a tile: its column, int64 `[m,1]`, and whether the tile has it, bool `[m]`."""
         column = self.targets[rows] - start
@@ -90,6 +98,7 @@ class _Sums:
         self.peak = torch.full_like(self.chosen, LOWEST)
         self.total = torch.zeros_like(self.chosen)  # sum of exp(z - peak)
         self.moment = torch.zeros_like(self.chosen)  # sum of exp(z - peak) (z - peak)
+        self.others = torch.zeros_like(self.chosen)  # sum of exp(z - peak)^2, the target's left out
 
     def add(self, rows: slice, tile: Tensor, column: Tensor, inside: Tensor) -> Tensor:
         """Adds a tile of scores, shifts it in place by the largest score so far, and returns that score, `[m]`."""
@@ -99,8 +108,12 @@ class _Sums:
         fall = self.peak[rows] - peak
         shrink = fall.exp()
         moment = shrink * (self.moment[rows] + fall * self.total[rows])
-        self.moment[rows] = moment + torch.bmm(weight[:, None], tile[:, :, None]).flatten()
+        self.moment[rows] = moment + self.head.row_products(weight, tile)
         self.total[rows] = shrink * self.total[rows] + weight.sum(1)
+        # near certainty the squares of the others are tiny beside the target's: left out, not subtracted
+        weight.scatter_(1, column, weight.gather(1, column).masked_fill_(inside[:, None], 0.0))
+        weight.clamp_(min=least_square_root(weight.dtype))
+        self.others[rows] = shrink.square() * self.others[rows] + torch.linalg.vector_norm(weight, dim=1).square_()
         self.peak[rows] = peak
         return peak
 
@@ -109,7 +122,8 @@ class _Sums:
         normaliser = self.peak + log_total
         # near certainty the log-probability is a small difference: subtract the large parts first
         logp = self.chosen - self.peak - log_total
-        return Softmax(logp, normaliser, log_total - self.moment / self.total)
+        grad_square = logp.expm1().square_() + self.others / self.total.square()
+        return Softmax(logp, normaliser, log_total - self.moment / self.total, grad_square)
 
 
 def softmax_pass(head: Head, *temperatures: float) -> list[Softmax]:
@@ -218,10 +232,13 @@ def one_pass(
         for start, part, tile, peak, place in block:
             shifted = tile.add_((peak - softmax.normaliser)[:, None])
             found.add(rows, start, part, slope.of(every, shifted, *place))
-    logp, normaliser, entropy = (
-        torch.cat([getattr(part, name) for part in softmaxes]) for name in ("logp", "normaliser", "entropy")
-    )
-    return Softmax(logp, normaliser, entropy), found
+    joined = (torch.cat([getattr(part, field.name) for part in softmaxes]) for field in fields(Softmax))
+    return Softmax(*joined), found
+
+
+def least_square_root(dtype: torch.dtype) -> float:
+    """The square root of the least normal number: squares of smaller numbers are denormal, which a CPU is slow with."""
+    return float(torch.finfo(dtype).tiny ** 0.5)
 
 
 def _of(sizes: dict[str, int], device: str) -> int:

@@ -98,11 +98,13 @@ def overlap(mask: Tensor, other: Tensor) -> dict[str, Tensor]:
 def decided_by(spec: ForkSelection) -> Literal["entropy", "logp"] | None:
     """The statistic that alone decides whether a token is kept, once the bounds are known; None if there is none.
 
-    `covariance` and a user's score depend on the set of tokens; `random` and `all` use no statistic.
+    `covariance`, relative entropies and a user's score depend on the set of tokens; scores with an advantage depend on
+    more than the statistic, `random` and `all` on none. With `balance` and `keep_eos` one bound does not decide.
     """
-    if spec.own_score or spec.keep in ("covariance", "random", "all"):
+    if spec.own_score or spec.relative_to != "none" or spec.balance != "none" or spec.keep_eos:
         return None
-    return "logp" if spec.keep == "low_probability" else "entropy"
+    alone: dict[object, Literal["entropy", "logp"]] = {"low_probability": "logp"}
+    return (alone | dict.fromkeys(("top", "bottom", "band"), "entropy")).get(spec.keep)
 
 
 def bounds_of(spec: ForkSelection, threshold: float, kept: Bounds) -> Bounds:

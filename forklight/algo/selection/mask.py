@@ -5,11 +5,13 @@ ranks, ties broken by (sequence_id, position). So it does not change with the or
 number of ranks the set is spread over.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from forklight.algo.batch import ForkMask, Reduce
-from forklight.algo.selection.scores import token_scores
+from forklight.algo.selection.scores import Scores, token_scores
 from forklight.algo.selection.spec import ForkSelection
 from forklight.algo.selection.topk import Order, Ranking, RowRanking, check_count
 
@@ -26,12 +28,14 @@ def select(
     sequence_id: Tensor | None = None,
     seed: int = 0,
     reduce: Reduce | None = None,
+    always: Tensor | None = None,
 ) -> ForkMask:
     """Keeps the tokens that `spec` names: by default arXiv 2506.01939, Eq. 6, as an exact count.
 
     One call ranks one set of tokens, or with `scope: sequence` each row alone: for all other scopes the caller decides
-    which rows and ranks take part. The caller also applies `spec.eligible`, `spec.select_truncated` and
-    `spec.entropy_of`. With `reduce`, every rank calls this with its own rows.
+    which rows and ranks take part. The caller also applies `spec.eligible`, `spec.select_truncated`,
+    `spec.entropy_of`, `spec.relative_to` and, as `always`, `spec.keep_eos`. With `reduce`, every rank calls this with
+    its own rows.
 
     | keep | tokens of the set that are kept, of n | threshold |
     | --- | --- | --- |
@@ -39,62 +43,126 @@ def select(
     | `band` | of the tokens by falling entropy, (n-k)//2 are skipped and the next k kept | its lowest entropy |
     | `low_probability` | the k largest -logp | -logp |
     | `covariance` | the k largest (A - mean A)(logp - mean logp), arXiv 2505.22617, means over the set | covariance |
+    | `abs_advantage`, `entropy_times_advantage` | the k largest abs(A), entropy * abs(A) | score |
     | a `TokenScore` | the k largest scores | score |
     | `random` | the k largest hashes of (seed, sequence_id, position) | NaN |
     | `all` | every token, whatever the rule | NaN |
 
     With `rule: threshold`, kept is every token whose score reaches the linearly interpolated quantile 1 - rho, bitwise
     equal to `torch.quantile`; `band`: from quantile (1-rho)/2 to (1+rho)/2, both included; `random`: of uniform hashes.
+    With `rule: absolute` it is every token whose entropy is above tau. With `balance: outcome` tokens of rows with a
+    positive advantage are a set of their own, and all others are another.
 
     Args:
         entropy: [S,T] in nats, any floating point; not read, and may be None, if the score does not use it.
         answer_mask: bool [S,T], the eligible tokens. A token's position is its column, so answers start in column 0.
         spec: the selection.
         logp: [S,T], log-probabilities of the sampled tokens, for the scores that use them.
-        advantages: [S], for `covariance` and a `TokenScore`.
+        advantages: [S], for the scores that use them and for `balance: outcome`.
         sequence_id: int64 [S], unique over all ranks: ties go to the smallest (sequence_id, position), and the noise of
             `random` depends on it. By default the row number, on a single rank only.
         seed: of the noise of `random`.
         reduce: sums an int64 tensor over the ranks; None on a single rank.
+        always: bool [S,T], eligible tokens that are kept whatever their score. They are counted in n and in k; if they
+            are more than k, they alone are kept.
 
     Returns:
         The mask of this rank's rows; the threshold, the lowest score kept or the quantile, in float32 or float64, []
-        or for `scope: sequence` [S], NaN for a set without tokens; and the number of tokens kept *over all ranks*.
+        or for `scope: sequence` and `balance: outcome` [S], NaN for a set without tokens; and the number of tokens kept
+        *over all ranks*.
 
     Raises:
         TypeError: a tensor of the wrong dtype.
         ValueError: shapes do not agree, an eligible score is NaN or infinite, an input of the score is missing, or
             sequence ids are not unique.
     """
-    sequence_id = _check(answer_mask, sequence_id, reduce, entropy=entropy, logp=logp, advantages=advantages)
+    sequence_id = _check(answer_mask, sequence_id, reduce, always, entropy=entropy, logp=logp, advantages=advantages)
+    if spec.balance == "outcome":
+        return _balanced(entropy, answer_mask, spec, logp, advantages, sequence_id, seed, reduce, always)
     add = reduce or _alone
-    shape = answer_mask.shape[:1] if spec.scope == "sequence" else ()
     if spec.keep == "all":
+        shape = answer_mask.shape[:1] if spec.scope == "sequence" else ()
         nothing = torch.full(shape, torch.nan, device=answer_mask.device)
         return ForkMask(answer_mask.clone(), nothing, add(answer_mask.count_nonzero()))
     scores = token_scores(spec, answer_mask, entropy, logp, advantages, sequence_id, seed, add)
+    ranked = answer_mask if always is None else answer_mask & ~always
     order = (
-        RowRanking(scores.tile, answer_mask, add)
+        RowRanking(scores.tile, ranked, add)
         if spec.scope == "sequence"
-        else Ranking(scores.tile, answer_mask, sequence_id, add)
+        else Ranking(scores.tile, ranked, sequence_id, add)
     )
     # counted over all ranks, so that all raise: a rank that raised alone would leave the others waiting
     if order.bad:
         raise ValueError(f"{order.bad} of {order.tokens} eligible {scores.name} are NaN or infinite")
-    no_score = torch.full(shape, torch.nan, dtype=torch.float32 if scores.sign == 0 else order.dtype)
-    no_score = no_score.to(answer_mask.device)
-    if order.tokens == 0:
-        return ForkMask(answer_mask.clone(), no_score, torch.zeros_like(order.size.sum()))
-    mask, threshold = _by_count(order, spec) if spec.rule == "count" else _by_threshold(order, spec)
+    return _keep(order, scores, spec, always, add)
+
+
+def _keep(order: Order, scores: Scores, spec: ForkSelection, always: Tensor | None, add: Reduce) -> ForkMask:
+    """Keeps the best tokens of each set, beside those that are always kept."""
+    k, anyway = _counts(order, spec, always, add)
+    dtype = torch.float32 if scores.sign == 0 else order.dtype
+    threshold = torch.full(order.size.shape, torch.nan, dtype=dtype, device=k.device)
+    mask = torch.zeros_like(order.eligible)
+    if order.tokens:
+        mask, found = _RULES[spec.rule](order, spec, k)
+        known = (order.size > 0) & (scores.sign != 0) & ((k > 0) | (spec.rule != "count"))
+        threshold = torch.where(known, scores.sign * found.to(dtype) + 0.0, threshold)
+    elif always is None:
+        return ForkMask(mask, threshold, torch.zeros_like(k.sum()))
+    mask = mask if always is None else mask | always
     count = add(mask.count_nonzero())
     if spec.rule == "count" and spec.scope != "sequence":
-        check_count(count, spec.kept(order.tokens))
-    known = (order.size > 0) & (scores.sign != 0)
-    return ForkMask(mask, torch.where(known, scores.sign * threshold.to(no_score.dtype) + 0.0, no_score), count)
+        check_count(count, int(k + anyway))
+    return ForkMask(mask, threshold, count)
 
 
-def _by_count(order: Order, spec: ForkSelection) -> tuple[Tensor, Tensor]:
-    k = order.size.new_tensor([spec.kept(n) for n in order.size.flatten().tolist()]).view(order.size.shape)
+def _balanced(
+    entropy: Tensor | None,
+    answer_mask: Tensor,
+    spec: ForkSelection,
+    logp: Tensor | None,
+    advantages: Tensor | None,
+    sequence_id: Tensor,
+    seed: int,
+    reduce: Reduce | None,
+    always: Tensor | None,
+) -> ForkMask:
+    """Two selections with the same rho: of the rows with a positive advantage, and of the others."""
+    if advantages is None:
+        raise ValueError("selection.balance: outcome needs advantages")
+    positive = advantages > 0
+    found = []
+    for side in (positive, ~positive):
+        rows = side[:, None]
+        found.append(
+            select(
+                entropy,
+                answer_mask & rows,
+                replace(spec, balance="none"),
+                logp=logp,
+                advantages=advantages,
+                sequence_id=sequence_id,
+                seed=seed,
+                reduce=reduce,
+                always=None if always is None else always & rows,
+            )
+        )
+    right, wrong = found
+    threshold = torch.where(positive, right.threshold, wrong.threshold)
+    return ForkMask(right.mask | wrong.mask, threshold, right.count + wrong.count)
+
+
+def _counts(order: Order, spec: ForkSelection, always: Tensor | None, add: Reduce) -> tuple[Tensor, Tensor]:
+    """Of each set: ranked tokens that `rule: count` keeps, and tokens that are kept anyway; together they are k."""
+    anyway = torch.zeros_like(order.size)
+    if always is not None:
+        anyway = always.sum(1) if order.size.ndim else add(always.count_nonzero())
+    sizes = zip(order.size.flatten().tolist(), anyway.flatten().tolist(), strict=True)
+    k = [min(n, max(0, spec.kept(n + m) - m)) if n else 0 for n, m in sizes]
+    return order.size.new_tensor(k).view(order.size.shape), anyway
+
+
+def _by_count(order: Order, spec: ForkSelection, k: Tensor) -> tuple[Tensor, Tensor]:
     if spec.keep != "band":
         return order.top(k)
     skipped = (order.size - k) // 2
@@ -103,24 +171,40 @@ def _by_count(order: Order, spec: ForkSelection) -> tuple[Tensor, Tensor]:
     return mask, last
 
 
-def _by_threshold(order: Order, spec: ForkSelection) -> tuple[Tensor, Tensor]:
+def _by_threshold(order: Order, spec: ForkSelection, k: Tensor) -> tuple[Tensor, Tensor]:
     if spec.keep != "band":
-        low = order.quantile(1 - spec.rho)
+        low = order.quantile(1 - spec.share)
         return order.between(low), low
-    low, high = order.quantile((1 - spec.rho) / 2), order.quantile((1 + spec.rho) / 2)
+    low, high = order.quantile((1 - spec.share) / 2), order.quantile((1 + spec.share) / 2)
     return order.between(low, high), low
+
+
+def _by_tau(order: Order, spec: ForkSelection, k: Tensor) -> tuple[Tensor, Tensor]:
+    tau = torch.full(order.size.shape, spec.tau or 0.0, dtype=order.dtype, device=k.device)
+    return order.between(tau.nextafter(torch.full_like(tau, torch.inf))), tau
+
+
+_RULES = {"count": _by_count, "threshold": _by_threshold, "absolute": _by_tau}
 
 
 def _alone(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _check(answer_mask: Tensor, sequence_id: Tensor | None, reduce: Reduce | None, **inputs: Tensor | None) -> Tensor:
+def _check(
+    answer_mask: Tensor,
+    sequence_id: Tensor | None,
+    reduce: Reduce | None,
+    always: Tensor | None,
+    **inputs: Tensor | None,
+) -> Tensor:
     """Refuses wrong shapes and types; returns the sequence ids, by default row numbers."""
     if answer_mask.dtype != torch.bool:
         raise TypeError(f"answer_mask must be bool, not {answer_mask.dtype}")
     if answer_mask.ndim != 2:
         raise ValueError(f"answer_mask must be [S,T], got shape {tuple(answer_mask.shape)}")
+    if always is not None and (always.dtype != torch.bool or always.shape != answer_mask.shape):
+        raise ValueError(f"always must be bool {tuple(answer_mask.shape)}, got {always.dtype} {tuple(always.shape)}")
     for name, value in inputs.items():
         if value is not None and not value.is_floating_point():
             raise TypeError(f"{name} must be floating point, not {value.dtype}")

@@ -36,7 +36,8 @@ def token_scores(
     """The score that `spec.keep` names (any but `all`), in float32 or float64; `random` by count in int64.
 
     `top` and `band`: the entropy; `bottom`: minus it. `low_probability`: -logp. `covariance`: see `covariance_scores`.
-    `random`: a hash of (seed, sequence_id, position). A `TokenScore`: what it returns.
+    `abs_advantage`, `entropy_times_advantage`: |A|, entropy * |A|. `random`: a hash of (seed, sequence_id, position). A
+    `TokenScore`: what it returns.
 
     Raises:
         TypeError: a `TokenScore` does not return a floating point tensor.
@@ -54,6 +55,10 @@ def token_scores(
         logp, advantages = cast(Tensor, logp), cast(Tensor, advantages)
         moments = covariance_moments(logp, advantages, eligible, reduce, by_row=spec.scope == "sequence")
         return Scores(covariance_scores(logp, advantages, moments), "covariances")
+    if spec.keep == "abs_advantage":
+        return Scores(_abs_advantages(cast(Tensor, advantages), eligible), "advantages")
+    if spec.keep == "entropy_times_advantage":
+        return Scores(_weighted_entropies(cast(Tensor, entropy), cast(Tensor, advantages)), "entropies or advantages")
     if spec.keep == "low_probability":
         return Scores(_plain(cast(Tensor, logp), -1), "log-probabilities")
     if isinstance(spec.keep, str):
@@ -94,10 +99,10 @@ def covariance_moments(
     known = advantages.detach().isfinite()[:, None]
     for rows in tiles(eligible):
         counted, values = eligible[rows], logp[rows].detach()
-        sums[0, rows] = (_fixed(values) * counted).sum(1)
+        sums[0, rows] = (fixed_point(values) * counted).sum(1)
         sums[2, rows] = counted.sum(1)
         sums[3, rows] = (~(values.isfinite() & known[rows]) & counted).sum(1)
-    sums[1] = _fixed(advantages.detach()) * sums[2]
+    sums[1] = fixed_point(advantages.detach()) * sums[2]
     total = reduce(sums.sum(1))
     if total[3]:
         raise ValueError(
@@ -115,7 +120,7 @@ def covariance_scores(logp: Tensor, advantages: Tensor, moments: Moments) -> Til
     """
     dtype = torch.promote_types(logp.dtype, torch.float32)
     # rounded like their mean: where all advantages are equal the covariance is exactly 0
-    about = (_fixed(advantages.detach()).double() / _UNIT)[:, None] - moments.advantage  # [S,1]
+    about = from_fixed_point(fixed_point(advantages.detach()))[:, None] - moments.advantage  # [S,1]
 
     def tile(rows: slice) -> Tensor:
         mean = moments.logp if moments.logp.ndim == 0 else moments.logp[rows]
@@ -124,21 +129,43 @@ def covariance_scores(logp: Tensor, advantages: Tensor, moments: Moments) -> Til
     return tile
 
 
-def _fixed(values: Tensor) -> Tensor:
+def fixed_point(values: Tensor) -> Tensor:
+    """Values as integers, in units of 2**-24: sums of them do not depend on their order."""
     return (values.double() * _UNIT).round().long()
+
+
+def from_fixed_point(values: Tensor) -> Tensor:
+    """The float64 values of such integers."""
+    return values.double() / _UNIT
 
 
 def _needed(spec: ForkSelection) -> set[str]:
     if spec.own_score:
         return {"entropies", "log-probabilities", "advantages"}
-    by_logp = {"low_probability": {"log-probabilities"}, "covariance": {"log-probabilities", "advantages"}}
-    return by_logp.get(cast(str, spec.keep), {"entropies"} if spec.needs_entropy else set())
+    others = {
+        "low_probability": {"log-probabilities"},
+        "covariance": {"log-probabilities", "advantages"},
+        "abs_advantage": {"advantages"},
+        "entropy_times_advantage": {"entropies", "advantages"},
+    }
+    return others.get(cast(str, spec.keep), {"entropies"} if spec.needs_entropy else set())
 
 
 def _plain(values: Tensor, sign: int) -> Tile:
     values = values.detach()
     dtype = torch.promote_types(values.dtype, torch.float32)
     return lambda rows: values[rows].to(dtype) if sign > 0 else -values[rows].to(dtype)
+
+
+def _abs_advantages(advantages: Tensor, eligible: Tensor) -> Tile:
+    size = advantages.detach().abs().to(torch.promote_types(advantages.dtype, torch.float32))[:, None]
+    return lambda rows: size[rows].expand_as(eligible[rows])
+
+
+def _weighted_entropies(entropy: Tensor, advantages: Tensor) -> Tile:
+    dtype = torch.promote_types(entropy.dtype, torch.float32)
+    size = advantages.detach().abs().to(dtype)[:, None]
+    return lambda rows: entropy[rows].detach().to(dtype) * size[rows]
 
 
 def _own_scores(own: TokenScore, entropy: Tensor, logp: Tensor, advantages: Tensor, eligible: Tensor) -> Tensor:

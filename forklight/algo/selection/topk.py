@@ -38,12 +38,13 @@ class Order(ABC):
     Values per set of tokens are [] for one set, or [S] for one set per row.
     """
 
+    eligible: Tensor  # bool [S,T], this rank's tokens that are ordered
     tokens: int  # eligible tokens over all rows and ranks
     bad: int  # eligible tokens whose score is NaN or infinite: with any, no method may be called
     size: Tensor  # int64, eligible tokens of a set over all ranks
 
     def __init__(self, tile: Tile, eligible: Tensor) -> None:
-        self._tile, self._eligible = tile, eligible
+        self._tile, self.eligible = tile, eligible
         self.dtype = tile(slice(0, 0)).dtype
 
     def top(self, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,16 +57,16 @@ class Order(ABC):
             bool [S,T], and the k-th largest score of each set (any number where k is 0).
         """
         last, above = self._kth(k)
-        mask = torch.empty(self._eligible.shape, dtype=torch.bool, device=self._eligible.device)
+        mask = torch.empty(self.eligible.shape, dtype=torch.bool, device=self.eligible.device)
         tied = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
         for rows in tiles(mask):
-            scores, eligible, bound = self._tile(rows), self._eligible[rows], _of_rows(last, rows)
+            scores, eligible, bound = self._tile(rows), self.eligible[rows], _of_rows(last, rows)
             mask[rows] = (scores > bound) & eligible
             tied[rows] = ((scores == bound) & eligible).sum(1)
         room = self._room(tied, k - above)
         for rows in tiles(mask):
             if room[rows].any():
-                equal = (self._tile(rows) == _of_rows(last, rows)) & self._eligible[rows]
+                equal = (self._tile(rows) == _of_rows(last, rows)) & self.eligible[rows]
                 mask[rows] |= equal & (equal.cumsum(1) <= room[rows, None])
         return mask, last
 
@@ -83,10 +84,10 @@ class Order(ABC):
 
     def between(self, low: Tensor, high: Tensor | None = None) -> Tensor:
         """The tokens with low <= score (<= high): bool [S,T]."""
-        mask = torch.empty(self._eligible.shape, dtype=torch.bool, device=self._eligible.device)
+        mask = torch.empty(self.eligible.shape, dtype=torch.bool, device=self.eligible.device)
         for rows in tiles(mask):
             scores = self._tile(rows)
-            mask[rows] = (scores >= _of_rows(low, rows)) & self._eligible[rows]
+            mask[rows] = (scores >= _of_rows(low, rows)) & self.eligible[rows]
             if high is not None:
                 mask[rows] &= scores <= _of_rows(high, rows)
         return mask
@@ -140,13 +141,13 @@ class Ranking(Order):
 
     def _keys(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys of this rank's tokens, and which of these are eligible."""
-        for rows in tiles(self._eligible):
-            yield _keys(self._tile(rows)), self._eligible[rows]
+        for rows in tiles(self.eligible):
+            yield _keys(self._tile(rows)), self.eligible[rows]
 
     def _candidates(self, prefix: int, done: int, count: int) -> list[tuple[Tensor, Tensor]]:
         """The keys of the `count` eligible tokens that start with the prefix, as one piece."""
         shift, filled = self._bits - done, 0
-        found = torch.empty(count, dtype=_integer(self.dtype), device=self._eligible.device)
+        found = torch.empty(count, dtype=_integer(self.dtype), device=self.eligible.device)
         for keys, counted in self._keys():
             matching = keys[(keys >> shift == prefix) & counted]
             found[filled : filled + len(matching)] = matching
@@ -191,10 +192,10 @@ class RowRanking(Order):
         lowest, highest = (-torch.inf, torch.inf) if floats else (_LOWEST, ~_LOWEST)
         last = torch.full_like(k, highest, dtype=self.dtype)  # nothing is above it where k is 0
         above = torch.zeros_like(k)
-        for rows in tiles(self._eligible):
+        for rows in tiles(self.eligible):
             most = max(k[rows].tolist(), default=0)
             if most > 0:
-                best = self._tile(rows).masked_fill(~self._eligible[rows], lowest).topk(most, dim=1).values
+                best = self._tile(rows).masked_fill(~self.eligible[rows], lowest).topk(most, dim=1).values
                 kth = best.gather(1, (k[rows, None] - 1).clamp(min=0))
                 last[rows] = kth.squeeze(1)
                 above[rows] = (best > kth).sum(1)

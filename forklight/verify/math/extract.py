@@ -99,6 +99,16 @@ def find_boxes(text: str) -> Boxes:
     return Boxes(len(boxes), text[boxes[-1].content : boxes[-1].end], boxes[-1].end + 1)
 
 
+def first_box_end(text: str) -> int:
+    r"""The place behind the first box of a text that is closed, boxes in it included; -1 if there is none.
+
+    Example:
+        >>> first_box_end(r"So \boxed{\boxed{5}}, or \boxed{6}.")
+        20
+    """
+    return next((box.end + 1 for box in _boxes(text) if box.end >= 0), -1)
+
+
 def _boxes(text: str) -> list[_Box]:
     """All boxes in the order in which they begin, in one pass with a stack of open braces."""
     boxes: list[_Box] = []

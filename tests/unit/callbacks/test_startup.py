@@ -25,9 +25,12 @@ def test_a_preset_is_shown_by_its_name(name):
 def test_a_selection_is_shown_by_the_nearest_preset():
     near = dataclasses.replace(PRESETS["trl"], rho=0.1)
     assert describe(near) == (
-        "trl but rho 0.1: rho 0.1, keep top, scope micro_batch, entropy_of current, rule threshold, "
-        "temperature sampling, eligible answers, denominator answer, masked_terms policy+entropy, select_truncated true"
+        "trl but rho 0.1: rho 0.1, keep top, scope micro_batch, entropy_of current, rule threshold, tau none, "
+        "balance none, keep_eos false, relative_to none, temperature sampling, eligible answers, denominator answer, "
+        "masked_terms policy+entropy, select_truncated true"
     )
+    falling = dataclasses.replace(PRESETS["forklight"], rho={"from": 1.0, "to": 0.2, "over_rollouts": 9})
+    assert describe(falling).startswith("forklight but rho 1 -> 0.2 over 9 rollouts (linear): rho 1 -> 0.2 over 9")
     two = dataclasses.replace(PRESETS["bottom-80"], rho=0.5, temperature=1)
     assert describe(two).startswith("bottom-80 but rho 0.5, temperature 1: rho 0.5, keep bottom")
 

@@ -101,3 +101,23 @@ def test_a_shared_prompt_goes_through_the_layers_once(tmp_path):
     assert work.row_tokens == prompts + (x.answer_length - 1).sum()
     assert work.padded_tokens == len(x.problem_index) * int((x.prompt_length + x.answer_length - 1).max())
     assert work.head_products == x.answer_length.sum()
+
+
+def test_under_autocast_on_a_cpu_attention_is_computed_in_single_precision(tmp_path):
+    x = rollout_batch(1)
+    policy, micro_batch = load(write_model(tmp_path), "float32"), x.micro_batch(torch.arange(len(x.problem_index)))
+    kinds = []
+
+    def seen(query, key, value, **settings):
+        kinds.append(query.dtype)
+        return attend(query, key, value, **settings)
+
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+        hidden, _ = policy._answer_hidden(micro_batch, None)
+    hidden.sum().backward()
+    assert kinds and set(kinds) == {torch.float32}
+    exact, _ = load(write_model(tmp_path), "float64")._answer_hidden(micro_batch, None)
+    torch.testing.assert_close(hidden.double(), exact, rtol=0, atol=0.1)
+    assert policy.body.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0

@@ -122,6 +122,25 @@ def test_heads_agree_on_any_loss(monkeypatch, rows, wants_all, separable, entrop
     assert results["gathered"][3].tiles == []
 
 
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("entropy_grad", [False, True])
+@pytest.mark.parametrize("entropy_temperature", [0.7, 1.3])
+def test_every_way_knows_the_square_of_the_gradient(name, entropy_grad, entropy_temperature):
+    head, rows = toy_head(name, entropy_grad, entropy_temperature), torch.arange(1, N, 3)
+    logits = (head.hidden @ head.weight.T).detach().requires_grad_()
+    logp = (logits / 0.7).log_softmax(-1)[torch.arange(N), head.targets]
+    (gradient,) = torch.autograd.grad(logp.sum(), logits)
+    expected = 0.7**2 * gradient.square().sum(-1)
+    known = head.all_stats()
+    torch.testing.assert_close(known.grad_square, expected, rtol=1e-12, atol=0)
+    found = [head.stats(rows), *([head.fused_loss(rows, lambda s, _: s.logp)[1]] if head.fuses else [])]
+    for stats in found:
+        torch.testing.assert_close(stats.grad_square[rows], expected[rows], rtol=1e-12, atol=0)
+        assert head.covers_all or int(stats.grad_square.isfinite().sum()) == len(rows)
+    assert torch.equal(head.stats(rows, known).grad_square, known.grad_square)
+    assert not any(stats.grad_square.requires_grad for stats in (known, *found))
+
+
 @pytest.mark.parametrize("rows", ["some", "all"])
 @pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize("entropy_temperature", [0.7, 1.3])

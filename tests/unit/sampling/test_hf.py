@@ -1,3 +1,4 @@
+import contextlib
 import math
 from functools import partial
 
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, Lfm2Config
 
 from forklight.algo.noise import hash_uniform
 from forklight.models.loading import PolicyConfig, eos_ids, load_tokenizer
+from forklight.sampling import hf
 from forklight.sampling.base import Sampler, SamplingParams
 from forklight.sampling.hf import HFSampler
 from forklight.sampling.inverse_cdf import _TILE_ELEMENTS, draw
@@ -235,6 +237,28 @@ def test_sync_follows_the_weights(path):
         policy.head_weight.mul_(-1)
     again = sampler.sample(PROMPTS, KEYS, 2, decoding)
     assert [[answer.token_ids for answer in group] for group in again] == before
+
+
+def test_casts_of_weights_kept_under_autocast_change_no_answer_and_reach_no_training(path, monkeypatch):
+    policy = load(path, "float32")
+
+    def decode():
+        # as Lightning's precision plugin opens it
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            return sampled(policy, PROMPTS, KEYS, 2)
+
+    before = decode()
+    monkeypatch.setattr(hf, "_casting_weights_once", lambda device: contextlib.nullcontext())
+    assert before == decode()
+    monkeypatch.undo()
+    with torch.autocast("cpu", torch.bfloat16):
+        before_training = sampled(policy, PROMPTS, KEYS, 2)
+        assert before_training == before
+        policy.body(input_ids=torch.tensor(PROMPTS[:1])).last_hidden_state.float().sum().backward()
+    assert policy.body.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        policy.head_weight.mul_(-1)
+    assert decode() != before
 
 
 # -- inverse CDF -------------------------------------------------------------------------------------------------------

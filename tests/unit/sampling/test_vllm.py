@@ -26,6 +26,7 @@ from forklight.models.loading import PolicyConfig, eos_ids, load_tokenizer
 from forklight.models.policy import Policy
 from forklight.sampling import HFSampler, VLLMSampler
 from forklight.sampling.base import SamplingParams
+from forklight.sampling.stops import StopCheck
 from forklight.sampling.weight_check import TOLERANCE, WeightSyncCheck
 
 pytestmark = [
@@ -153,6 +154,34 @@ def test_answers_end_at_any_eos_and_keep_it(sampler):
         len(answer.token_ids) for group in sampler.sample(PROMPTS, KEYS, 8, decoding(7, eos=())) for answer in group
     ]
     assert lengths == [7] * 40
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_stops_only_cut_the_same_answers(sampler, tmp_path, temperature):
+    """A string from the middle of the words that most answers have, and a token."""
+    words = load_tokenizer(PolicyConfig(path=str(tmp_path)))
+    free = [answer for group in sampler.sample(PROMPTS, KEYS, 4, decoding(30, temperature)) for answer in group]
+    ids = max((answer.token_ids for answer in free), key=len)
+    string, token = words.decode(ids[3:5])[1:-1], ids[8]
+    check = StopCheck([string, token], words)
+    groups = sampler.sample(PROMPTS, KEYS, 4, decoding(30, temperature, stops=check))
+    ends = [check.length(answer.token_ids) for answer in free]
+    assert any(ends)
+    for whole, cut, end in zip(free, (answer for group in groups for answer in group), ends, strict=True):
+        assert cut.token_ids == whole.token_ids[:end]
+        assert list(cut.logp) == pytest.approx(list(whole.logp[:end]), abs=1e-5)
+    again = sampler.sample(PROMPTS, KEYS, 4, decoding(30, temperature))
+    assert [answer for group in again for answer in group] == free
+
+
+def test_stops_end_greedy_answers_of_both_samplers_alike(sampler, policy, tmp_path):
+    own, words = HFSampler(), load_tokenizer(PolicyConfig(path=str(tmp_path)))
+    own.sync(policy)
+    [[free], *_] = own.sample(PROMPTS, KEYS, 1, decoding(30, 0.0))
+    settings = decoding(30, 0.0, stops=StopCheck([words.decode(free.token_ids[1:3])[1:]], words))
+    answers = sampler.sample(PROMPTS, KEYS, 1, settings)
+    assert answers == own.sample(PROMPTS, KEYS, 1, settings)
+    assert len(answers[0][0].token_ids) <= 3
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

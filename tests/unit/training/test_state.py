@@ -13,7 +13,7 @@ from forklight.algo.batch import RolloutBatch
 from forklight.algo.denominators import Denominators
 from forklight.training.state import TokenState
 
-TOKEN_VALUES = ("entropy", "logp", "old_logp", "ref_logp")
+TOKEN_VALUES = ("entropy", "grad_square", "logp", "old_logp", "ref_logp")
 TOKEN_MASKS = ("fork_mask", "cov_mask")
 
 

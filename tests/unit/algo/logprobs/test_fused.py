@@ -1,6 +1,7 @@
 """The head in tiles against log_softmax of all logits at once, in float64 and under autograd."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,14 @@ def naive(hidden, weight, targets, temperature=1.0, entropy_temperature=None):
     log_p = (logits / (entropy_temperature or temperature)).log_softmax(-1)
     logp = (logits / temperature).log_softmax(-1)[torch.arange(len(targets)), targets]
     return TokenStats(logp, -(log_p.exp() * log_p).sum(-1))
+
+
+def squares_by_autograd(hidden, weight, targets, temperature=1.0):
+    """T^2 times the squared norm of the gradient of each log-probability with respect to its logits."""
+    logits = (hidden.detach().double() @ weight.detach().double().T).requires_grad_()
+    logp = (logits / temperature).log_softmax(-1)[torch.arange(len(targets)), targets]
+    (gradient,) = torch.autograd.grad(logp.sum(), logits)
+    return temperature**2 * gradient.square().sum(-1)
 
 
 def exact(hidden, weight):
@@ -200,6 +209,45 @@ def test_a_loss_in_one_pass_equals_the_plain_formula(monkeypatch, shape, tempera
         assert_close(gradients, torch.autograd.grad(3 * expected, (hidden, weight)))
 
 
+@pytest.mark.parametrize("shape", TILES.values(), ids=TILES)
+@pytest.mark.parametrize(("temperature", "entropy_temperature"), TEMPERATURES)
+def test_the_square_of_the_gradient_is_that_of_autograd(monkeypatch, shape, temperature, entropy_temperature):
+    set_tiles(monkeypatch, *shape)
+    hidden, weight, targets = batch()
+    temperatures = temperature, entropy_temperature
+    expected = squares_by_autograd(hidden, weight, targets, temperature)
+    known = token_stats(hidden, weight, targets, *temperatures)
+    assert_close((known.grad_square, plain_stats(hidden, weight, targets, *temperatures).grad_square), [expected] * 2)
+    for rows in (SOME, torch.arange(N) % 4 == 1, torch.arange(N)):
+        found = [selected_stats(hidden, weight, targets, rows, *temperatures, known=k) for k in (None, known)]
+        seen = []
+
+        def token_loss(stats, part, seen=seen):
+            seen.append(stats.grad_square)
+            return stats.logp
+
+        fused = selected_policy_loss(hidden, weight, targets, rows, token_loss, temperature).stats
+        assert torch.equal(torch.cat(seen), fused.grad_square)
+        for stats in (*found, fused):
+            assert_close([stats.grad_square], [expected[rows]])
+            assert not stats.grad_square.requires_grad
+
+
+@both
+@pytest.mark.parametrize("gap", [0.0, 5.0, 10.0, 14.0, 16.0, 30.0])
+def test_the_square_of_the_gradient_is_accurate_near_certainty(monkeypatch, statistics, gap):
+    """The norm is as accurate as the probability, of which 1 - 2p + sum p^2 in float32 leaves nothing."""
+    set_tiles(monkeypatch, 1, 1, 1)
+    logits = torch.linspace(-2, 2, VOCABULARY)
+    logits[470] = 2 + gap
+    hidden, weight = from_logits(logits)
+    for target in (470, 599, 0):
+        targets = torch.tensor([target])
+        found = statistics(hidden, weight, targets).grad_square
+        expected = squares_by_autograd(hidden, weight, targets)
+        assert float((found.double().sqrt() - expected.sqrt()).abs()) < 3e-7
+
+
 def test_gradients_are_those_of_finite_differences():
     hidden, weight, targets = batch(n=4, hidden_size=2, vocabulary=5)
     rows = torch.tensor([3, 0])
@@ -266,8 +314,12 @@ def test_hand_worked(statistics):
     stats = statistics(hidden, weight, torch.tensor([1]))  # p = 1/4, 3/4
     assert stats.logp.item() == pytest.approx(math.log(3 / 4), rel=1e-14)
     assert stats.entropy.item() == pytest.approx(math.log(4) - 3 / 4 * math.log(3), rel=1e-14)
+    assert stats.grad_square.item() == pytest.approx(1 / 16 + 1 / 16, rel=1e-14)
     half = statistics(hidden, weight, torch.tensor([1]), temperature=0.5)  # p = 1/10, 9/10
     assert half.logp.item() == pytest.approx(math.log(9 / 10), rel=1e-14)
+    assert half.grad_square.item() == pytest.approx(0.02, rel=1e-14)
+    other = statistics(hidden, weight, torch.tensor([0]), temperature=0.5)
+    assert other.grad_square.item() == pytest.approx(2 * 0.81, rel=1e-14)
 
 
 def test_hand_worked_normaliser():
@@ -303,6 +355,7 @@ def test_impossible_tokens_do_not_count(statistics):
         stats = statistics(hidden, weight, torch.tensor([2]), 1.0, entropy_temperature)
         assert stats.entropy.item() == pytest.approx(math.log(2), rel=1e-6)
     assert stats.logp.item() == pytest.approx(-math.log(2), rel=1e-6)
+    assert stats.grad_square.item() == pytest.approx(0.5, rel=1e-6)
     (gradient,) = torch.autograd.grad(stats.logp.sum(), weight)
     assert gradient.flatten().tolist() == pytest.approx([-0.5, 0, 0.5, 0])
 
@@ -721,7 +774,8 @@ def test_known_statistics_must_be_those_of_all_rows():
     hidden, weight, targets = batch()
     few = token_stats(hidden[:5], weight, targets[:5])
     whole = token_stats(hidden, weight, targets)
-    for known in (few, plain_stats(hidden, weight, targets), TokenStats(whole.logp, whole.entropy)):
+    bare = replace(whole, grad_square=None)
+    for known in (few, plain_stats(hidden, weight, targets), TokenStats(whole.logp, whole.entropy), bare):
         with pytest.raises(ValueError, match="token_stats of all 11 rows, with their normalisers"):
             selected_logprob(hidden, weight, targets, torch.arange(5), known=known)
 

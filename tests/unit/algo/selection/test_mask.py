@@ -218,3 +218,94 @@ def test_nan_outside_the_answer_is_ignored():
     answer_mask = torch.tensor([[True, False], [True, True]])
     result = select(entropy, answer_mask, ForkSelection(rho=0.3))
     assert result.mask.tolist() == [[False, False], [False, True]]
+
+
+# -- two sets, tokens that are always kept, an absolute threshold ------------------------------------------------------
+
+
+def random_set(seed=0, rows=12, width=20):
+    generator = torch.Generator().manual_seed(seed)
+    entropy = torch.rand(rows, width, generator=generator) * 4
+    length = torch.randint(0, width + 1, (rows, 1), generator=generator)
+    advantages = torch.randn(rows, generator=generator).round()  # some are 0
+    return entropy, torch.arange(width) < length, advantages
+
+
+@pytest.mark.parametrize("rule", ["count", "threshold"])
+@pytest.mark.parametrize(
+    "keep", ["top", "bottom", "band", "low_probability", "abs_advantage", "entropy_times_advantage"]
+)
+def test_balance_is_two_selections_with_the_same_rho(keep, rule):
+    entropy, eligible, advantages = random_set()
+    spec = ForkSelection(rho=0.3, keep=keep, rule=rule, balance="outcome")
+    inputs = {"logp": -entropy, "advantages": advantages}
+    found = select(entropy, eligible, spec, **inputs)
+    one = ForkSelection(rho=0.3, keep=keep, rule=rule)
+    right = advantages > 0
+    for side in (right, ~right):
+        alone = select(entropy, eligible & side[:, None], one, **inputs)
+        assert torch.equal(found.mask[side], alone.mask[side])
+        assert set(found.threshold[side].tolist()) == {alone.threshold.item()}
+        if rule == "count":
+            assert found.mask[side].sum() == one.kept(int(eligible[side].sum()))
+    assert found.count == found.mask.sum()
+    with pytest.raises(ValueError, match="balance: outcome needs advantages"):
+        select(entropy, eligible, ForkSelection(balance="outcome"))
+
+
+@pytest.mark.parametrize("scope", ["update", "sequence"])
+@pytest.mark.parametrize("keep", ["top", "bottom", "band", "random"])
+def test_tokens_that_are_always_kept_are_part_of_k(keep, scope):
+    entropy, eligible, _ = random_set(1)
+    always = eligible & ~eligible.roll(-1, 1)
+    always[:, -1] = eligible[:, -1]  # the last token of every row
+    spec = ForkSelection(rho=0.3, keep=keep, scope=scope)
+    found = select(entropy, eligible, spec, always=always)
+    assert found.mask[always].all()
+    assert found.count == found.mask.sum()
+    others = select(entropy, eligible & ~always, ForkSelection(rho=1.0, keep="all")).mask
+    assert torch.equal(found.mask | others, eligible)
+    for row in range(len(entropy)) if scope == "sequence" else [slice(None)]:
+        n, kept = int(eligible[row].sum()), int(found.mask[row].sum())
+        assert kept == (max(spec.kept(n), int(always[row].sum())) if n else 0)
+
+
+def test_more_such_tokens_than_k_are_all_that_is_kept():
+    entropy = torch.arange(10.0).view(2, 5)
+    always = torch.zeros(2, 5).bool()
+    always[:, :3] = True
+    found = select(entropy, torch.ones(2, 5).bool(), ForkSelection(rho=0.2), always=always)
+    assert torch.equal(found.mask, always)
+    assert found.threshold.isnan()
+    every = select(entropy, always, ForkSelection(rho=0.2), always=always)
+    assert torch.equal(every.mask, always)
+    assert every.count == 6
+    with pytest.raises(ValueError, match="always must be bool"):
+        select(entropy, always, ForkSelection(), always=always.long())
+
+
+@pytest.mark.parametrize("scope", ["update", "sequence"])
+def test_an_absolute_threshold_is_exclusive_and_may_keep_nothing(scope):
+    entropy = torch.tensor([[0.5, 0.7, 0.700001], [2.0, 9.0, 0.0]])
+    eligible = torch.tensor([[1, 1, 1], [1, 0, 1]]).bool()
+    spec = ForkSelection(rule="absolute", tau=0.7, scope=scope)
+    found = select(entropy, eligible, spec)
+    assert found.mask.int().tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert found.count == 2
+    assert torch.allclose(found.threshold, torch.tensor(0.7))
+    none = select(entropy, eligible, ForkSelection(rule="absolute", tau=11.0, scope=scope))
+    assert none.count == 0
+    assert not none.mask.any()
+    assert select(entropy, eligible, ForkSelection(rule="absolute", tau=0.0)).mask.sum() == 4
+
+
+def test_scores_with_the_advantage():
+    entropy = torch.tensor([[1.0, 4.0], [3.0, 2.0]])
+    eligible, advantages = torch.ones(2, 2).bool(), torch.tensor([2.0, -1.0])
+    weighted = select(entropy, eligible, ForkSelection(rho=0.5, keep="entropy_times_advantage"), advantages=advantages)
+    assert weighted.mask.int().tolist() == [[0, 1], [1, 0]]  # 2, 8; 3, 2
+    assert weighted.threshold == 3
+    largest = select(None, eligible, ForkSelection(rho=0.5, keep="abs_advantage"), advantages=advantages)
+    assert largest.mask.int().tolist() == [[1, 1], [0, 0]]
+    with pytest.raises(ValueError, match="keep=abs_advantage needs advantages"):
+        select(entropy, eligible, ForkSelection(keep="abs_advantage"))

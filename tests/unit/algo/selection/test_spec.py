@@ -9,8 +9,10 @@ from forklight.algo.selection.spec import PRESETS, TokenScore
 
 GOLDEN = json.loads((Path(__file__).parents[3] / "golden" / "selection.json").read_text())
 FIELDS = ("rho", "keep", "scope", "entropy_of", "rule", "eligible", "denominator", "masked_terms")
+SCHEDULE = {"from": 1.0, "to": 0.2, "until_entropy": 0.7}
 TABLE = {
-    "forklight": (0.2, "top", "update", "old", "count", "contributing", "selected", ("policy",)),
+    "forklight": (SCHEDULE, "top", "update", "old", "count", "contributing", "selected", ("policy",)),
+    "top-20": (0.2, "top", "update", "old", "count", "contributing", "selected", ("policy",)),
     "paper": (0.2, "top", "update", "current", "threshold", "contributing", "selected", ("policy",)),
     "paper-code": (0.2, "top", "micro_batch_rank", "current", "count", "answers", "micro_batch", ("policy",)),
     "trl": (0.2, "top", "micro_batch", "current", "threshold", "answers", "answer", ("policy", "entropy")),
@@ -35,8 +37,9 @@ def test_preset(name):
 
 def test_there_are_no_other_presets_and_the_default_has_a_name():
     assert set(PRESETS) == set(TABLE)
-    assert ForkSelection.preset("forklight") == ForkSelection()
-    with pytest.raises(ValueError, match=r"selection.preset must be one of forklight, paper, .*, got 'papers'"):
+    assert ForkSelection.preset("top-20") == ForkSelection()
+    assert ForkSelection.preset("forklight") == ForkSelection(rho=SCHEDULE)
+    with pytest.raises(ValueError, match=r"selection.preset must be one of forklight, top-20, .*, got 'papers'"):
         ForkSelection.preset("papers")
 
 
@@ -48,6 +51,8 @@ def test_there_are_no_other_presets_and_the_default_has_a_name():
         ("band", True, False, False),
         ("low_probability", False, True, False),
         ("covariance", False, True, False),
+        ("entropy_times_advantage", True, False, False),
+        ("abs_advantage", False, False, False),
         ("random", False, False, False),
         ("all", False, False, False),
         (Own(), True, True, True),
