@@ -175,7 +175,8 @@ class Learner:
             return
         if batch.sampler_logp is None:
             raise ValueError(
-                "selection.rho.until_entropy needs the log-probabilities of the sampler, which does not give any"
+                "selection.rho.until_entropy needs the log-probabilities of the sampler, which does not give any; "
+                "set selection.rho to a number"
             )
         eligible = batch.answer_mask & eligible_rows(batch, self.config.selection)[:, None]
         mean = mean_surprisal(batch.sampler_logp, eligible, self.ranks.reduce)

@@ -80,7 +80,7 @@ def reports(
     return found
 
 
-SPECS = dict(PRESETS) | {
+SPECS = {name: spec for name, spec in PRESETS.items() if spec.schedule is None} | {
     "low probability": ForkSelection(keep="low_probability"),
     "band": ForkSelection(keep="band", rho=0.5),
     "covariance": ForkSelection(keep="covariance"),
