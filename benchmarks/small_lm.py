@@ -47,30 +47,31 @@ from forklight.training.health import Curves, findings
 
 HERE = Path(__file__).parent
 S = "--model.selection."
-LINEAR = '{"from": 1.0, "to": 0.2, "over_rollouts": 20}'
+TOP = [f"{S}preset", "top-20"]
 STOP = ["--model.rollout.stop", '["\\n"]']
+LINEAR = '{"from": 1.0, "to": 0.2, "over_rollouts": 20}'
 ARMS = {
     "all": [f"{S}preset", "all-tokens"],
-    "top-20": [],
+    "top-20": TOP,
     "bottom-80": [f"{S}preset", "bottom-80"],
     "random-20": [f"{S}preset", "random-20"],
-    "schedule": [f"{S}rho", LINEAR],
-    "schedule-step": [f"{S}rho", '{"from": 1.0, "to": 0.2, "over_rollouts": 12, "shape": "step"}'],
-    "schedule-entropy": [f"{S}rho", '{"from": 1.0, "to": 0.2, "over_rollouts": 10, "until_entropy": 0.7}'],
-    "schedule-entropy-at-once": [f"{S}rho", '{"from": 1.0, "to": 0.2, "until_entropy": 0.7}'],
-    "schedule-random": [f"{S}rho", LINEAR, f"{S}keep", "random"],
-    "sequence": [f"{S}scope", "sequence"],
-    "ended": [f"{S}select_truncated", "false"],
-    "balance": [f"{S}balance", "outcome"],
-    "keep-eos": [f"{S}keep_eos", "true"],
-    "abs-advantage": [f"{S}keep", "abs_advantage"],
-    "entropy-advantage": [f"{S}keep", "entropy_times_advantage"],
-    "covariance": [f"{S}keep", "covariance"],
-    "position": [f"{S}relative_to", "position"],
-    "type": [f"{S}relative_to", "type"],
-    "absolute": [f"{S}rule", "absolute", f"{S}tau", "0.7"],
+    "schedule": [*TOP, f"{S}rho", LINEAR],
+    "schedule-step": [*TOP, f"{S}rho", '{"from": 1.0, "to": 0.2, "over_rollouts": 12, "shape": "step"}'],
+    "schedule-entropy": [*TOP, f"{S}rho", '{"from": 1.0, "to": 0.2, "over_rollouts": 10, "until_entropy": 0.7}'],
+    "schedule-entropy-at-once": [f"{S}preset", "forklight"],
+    "schedule-random": [*TOP, f"{S}rho", LINEAR, f"{S}keep", "random"],
+    "sequence": [*TOP, f"{S}scope", "sequence"],
+    "ended": [*TOP, f"{S}select_truncated", "false"],
+    "balance": [*TOP, f"{S}balance", "outcome"],
+    "keep-eos": [*TOP, f"{S}keep_eos", "true"],
+    "abs-advantage": [*TOP, f"{S}keep", "abs_advantage"],
+    "entropy-advantage": [*TOP, f"{S}keep", "entropy_times_advantage"],
+    "covariance": [*TOP, f"{S}keep", "covariance"],
+    "position": [*TOP, f"{S}relative_to", "position"],
+    "type": [*TOP, f"{S}relative_to", "type"],
+    "absolute": [*TOP, f"{S}rule", "absolute", f"{S}tau", "0.7"],
     "all-stop": [f"{S}preset", "all-tokens", *STOP],
-    "top-20-stop": STOP,
+    "top-20-stop": [*TOP, *STOP],
 }
 """The arguments of every arm."""
 
@@ -83,7 +84,7 @@ TEMPLATES = (
 )
 NAMES = ("Tom", "Anna", "Li", "Omar", "Eva", "Sam")
 THINGS = ("apples", "stickers", "balls", "pens", "coins")
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Quantile 0.975 of Student's t by number of values."""
 
 
@@ -132,13 +133,9 @@ class Runs:
         self.model, self.work, self.results, self.updates = model, work, results, updates
         self.extra = [*write_problems(work), *extra]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows that are there."""
-        return [json.loads(line) for line in self.results.read_text().splitlines()] if self.results.exists() else []
-
     def run(self, arm: str, seed: int) -> None:
         """Adds the row of an arm and a seed, if it is not there."""
-        if any(row["arm"] == arm and row["seed"] == seed for row in self.rows()):
+        if any(row["arm"] == arm and row["seed"] == seed for row in _lines(self.results)):
             return
         folder = self.work / f"{arm}-{seed}"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
@@ -165,8 +162,7 @@ class Runs:
         before = set(folder.glob("test-*"))
         self._forklight("test", folder, seed, ["--model.policy.path", str(policy)])
         (made,) = set(folder.glob("test-*")) - before
-        scores = [json.loads(line) for line in (made / "scores.jsonl").read_text().splitlines()]
-        return float(scores[-1]["scores"]["avg@4"])
+        return float(_lines(made / "scores.jsonl")[-1]["scores"]["avg@4"])
 
     def _read(self, folder: Path) -> dict[str, Any]:
         """What the curves of a run show."""
@@ -197,6 +193,7 @@ class Runs:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file, one per line; none if there is no file."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
@@ -291,7 +288,7 @@ def main() -> None:
             runs = Runs(smollm2(work / "smollm2"), work, results, updates, options.extra)
             with ThreadPoolExecutor(options.jobs) as pool:
                 list(pool.map(lambda job: runs.run(*job), [(arm, seed) for seed in seeds for arm in arms]))
-        rows = [json.loads(line) for line in results.read_text().splitlines()]
+        rows = _lines(results)
         if options.signals:
             write_signals(rows, options.signals)
         print(json.dumps(report(rows)))

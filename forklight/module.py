@@ -22,7 +22,7 @@ from forklight.models.policy import Policy
 from forklight.models.reference import Reference, check_reference
 from forklight.rollout.collect import Collector, Rollout
 from forklight.rollout.config import RolloutConfig
-from forklight.rollout.generate import AnswerGenerator, Group
+from forklight.rollout.generate import AnswerGenerator
 from forklight.sampling.base import Sampler
 from forklight.sampling.hf import HFSampler
 from forklight.sampling.stops import StopCheck
@@ -234,13 +234,7 @@ class ForkGRPOModule(LightningModule):
         """Syncs the present weights to the sampler."""
         self._sync()
 
-    def on_test_start(self) -> None:
-        """Syncs the present weights to the sampler."""
-        self._sync()
-
-    def on_predict_start(self) -> None:
-        """Syncs the present weights to the sampler."""
-        self._sync()
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_end(self) -> None:
         """Lets the sampler free its memory until the next rollout."""
@@ -250,7 +244,8 @@ class ForkGRPOModule(LightningModule):
         """Closes the sampler."""
         self.sampler.close()
 
-    def _answer(self, batch: EvalBatch) -> list[Group]:
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> Any:
+        """Answers to the batch's problems, with verdicts."""
         sampling = batch.spec.sampling
         return self.generator.answer(
             batch.problems,
@@ -266,17 +261,7 @@ class ForkGRPOModule(LightningModule):
             seed=batch.spec.seed,
         )
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> Any:
-        """Answers to the batch's problems, with verdicts."""
-        return self._answer(batch)
-
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> Any:
-        """Answers to the batch's problems, with verdicts."""
-        return self._answer(batch)
-
-    def predict_step(self, batch: EvalBatch, batch_idx: int) -> Any:
-        """Answers to the batch's problems, with verdicts."""
-        return self._answer(batch)
+    test_step = predict_step = validation_step
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
-from forklight.callbacks.records import append_lines, drop_lines_after
+from forklight.callbacks.records import append_lines, drop_lines_after, writable
 from forklight.callbacks.tables import Scores, score_markdown, score_table, suspicious_markdown
 from forklight.data.stream import EvalBatch
 from forklight.distributed import Ranks
@@ -54,9 +54,9 @@ class MathEval(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drops lines from after the checkpoint, which the resumed run writes again."""
-        if self.folder is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if folder := writable(trainer, self.folder):
             for name in ("samples", "scores", "suspicious"):
-                drop_lines_after(self.folder / f"{name}.jsonl", trainer.global_step)
+                drop_lines_after(folder / f"{name}.jsonl", trainer.global_step)
         if self.at_start and trainer.global_step == 0 and trainer.enable_validation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
@@ -162,8 +162,9 @@ class MathEval(Callback):
         return list({key: line for part in Ranks().gather(self._lines) for key, line in part.items()}.values())
 
     def _write(self, trainer: Trainer, files: dict[str, list[Line]]) -> None:
-        if self.folder is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        folder = writable(trainer, self.folder)
+        if folder is None:
             return
         for name, lines in files.items():
             if lines:
-                append_lines(self.folder / f"{name}.jsonl", lines)
+                append_lines(folder / f"{name}.jsonl", lines)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from forklight.algo.batch import Metrics, RolloutBatch
 from forklight.algo.selection.census import Bounds
-from forklight.callbacks.records import append_lines, drop_lines_after
+from forklight.callbacks.records import append_lines, drop_lines_after, writable
 from forklight.callbacks.samples import marked_answers
 from forklight.data.stream import PromptBatch
 from forklight.errors import NonFiniteError
@@ -25,6 +25,7 @@ from forklight.training.report import update_report
 from forklight.training.state import RolloutState
 
 _HISTOGRAM_TOKENS = 100_000
+_SIGNAL = "signal.jsonl"
 
 
 class ForkMonitor(Callback):
@@ -63,8 +64,8 @@ class ForkMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drops lines from after the checkpoint, which the resumed run writes again."""
-        if self._writes(trainer):
-            drop_lines_after(self._file, trainer.global_step)
+        if folder := writable(trainer, self.folder):
+            drop_lines_after(folder / _SIGNAL, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,17 +104,9 @@ class ForkMonitor(Callback):
         pl_module.curves |= scalars
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
-        if report.signal is not None and self._writes(trainer):
+        if report.signal is not None and (folder := writable(trainer, self.folder)):
             place = {"step": trainer.global_step, "rollout": batch.rollout}
-            append_lines(self._file, [place | report.signal.record()])
-
-    def _writes(self, trainer: Trainer) -> bool:
-        return self.folder is not None and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
-
-    @property
-    def _file(self) -> Path:
-        assert self.folder is not None
-        return self.folder / "signal.jsonl"
+            append_lines(folder / _SIGNAL, [place | report.signal.record()])
 
     def _show(self, trainer: Trainer, module: ForkGRPOModule, state: RolloutState, batch: PromptBatch) -> None:
         """Logs the entropy histogram and marked answers, if the logger supports them."""

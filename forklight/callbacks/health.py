@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from forklight.callbacks.records import append_lines, drop_lines_after
+from forklight.callbacks.records import append_lines, drop_lines_after, writable
 from forklight.module import ForkGRPOModule
 from forklight.training.health import Curves, Guard, findings
 
@@ -48,8 +48,8 @@ class HealthGuards(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drops findings that a resumed run will make again."""
-        if self.folder is not None and trainer.is_global_zero:
-            drop_lines_after(self.folder / "guards.jsonl", trainer.global_step)
+        if folder := writable(trainer, self.folder):
+            drop_lines_after(folder / "guards.jsonl", trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -66,9 +66,9 @@ class HealthGuards(Callback):
                 continue
             message = finding.message + ("; the run stops" if finding.action == "stop" else "")
             log.warning(message)
-            if self.folder is not None:
+            if folder := writable(trainer, self.folder):
                 line = {"step": trainer.global_step, "rule": finding.rule, "message": message}
-                append_lines(self.folder / "guards.jsonl", [line])
+                append_lines(folder / "guards.jsonl", [line])
             for logger in trainer.loggers:
                 writer: Any = getattr(logger, "experiment", None)
                 if hasattr(writer, "add_text"):

@@ -6,6 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
+
+
+def writable(trainer: Trainer, folder: Path | None) -> Path | None:
+    """The folder, where this process writes a run's files: rank 0 does, but not in a dry run; else None."""
+    dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+    return folder if trainer.is_global_zero and not dry else None
+
 
 def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Appends objects, and returns when they are on disk."""

@@ -58,14 +58,15 @@ def attention(
 
 def _bucket(query: Tensor, key: Tensor, value: Tensor, scale: float | None, grouped: bool) -> Tensor:
     """Causal attention of one batch, `[B,heads,L,d]`."""
-    half = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    if query.device.type != "cpu" or not half:
+    lower = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    # autocast leaves float64 as it is
+    if query.device.type != "cpu" or query.dtype == torch.float64 or lower == torch.float32:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
     # on a CPU, torch's backward in bfloat16 takes several times as long as in float32
     with torch.autocast("cpu", enabled=False):
         query, key, value = query.float(), key.float(), value.float()
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
-    return out.to(torch.bfloat16)
+    return out.to(lower)
 
 
 def batch(tokens: Tensor, index: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from forklight.algo.batch import Reduce, RolloutBatch, TokenBatch
-from forklight.algo.config import AlgorithmConfig
 from forklight.algo.denominators import kept_tokens, known_from_lengths
 from forklight.algo.noise import hash_bits
 from forklight.algo.plan import eligible_rows
@@ -29,13 +28,11 @@ class TokenSelector:
     """Selects the tokens of updates and micro-batches; returns the updated state of the tokens.
 
     Args:
-        config: the selection, and the objective, which may select further tokens (`cov_mask`).
         seed: the run's seed.
         ranks: the data-parallel group.
     """
 
-    def __init__(self, config: AlgorithmConfig, seed: int, ranks: Ranks) -> None:
-        self.config = config
+    def __init__(self, seed: int, ranks: Ranks) -> None:
         self.seed = seed
         self.ranks = ranks
 
@@ -101,7 +98,7 @@ class TokenSelector:
 
     def _with_denominators(self, state: RolloutState, tokens: TokenState) -> TokenState:
         """Adds the denominators that depend on the masks."""
-        if known_from_lengths(state.config.selection, self.config.objective.aggregate, updates=state.updates):
+        if known_from_lengths(state.config.selection, state.config.objective.aggregate, updates=state.updates):
             return tokens
         kept = kept_tokens(tokens.fork_mask, state.batch.update, state.updates, self.ranks.reduce)
         return replace(tokens, denominator=kept)
@@ -109,7 +106,7 @@ class TokenSelector:
     def _relative(
         self, state: RolloutState, entropy: Tensor, rows: Tensor, eligible: Tensor, reduce: Reduce | None
     ) -> Tensor:
-        """Entropies relative to the mean of tokens of the same kind, `[R,T]`; each sequence alone has no other."""
+        """Entropies relative to the mean of tokens of the same kind, `[R,T]`; for scope `sequence` over the update."""
         if state.config.selection.relative_to == "type":
             kinds = state.batch.answer_ids(rows)
             highest = kinds[eligible].max() if eligible.any() else kinds.new_zeros(())
@@ -164,7 +161,7 @@ class TokenSelector:
             old_logp = state.batch.sampler_logp
         advantages = state.batch.advantages[rows][:, None].expand_as(mask)[mask]
         every = torch.ones_like(advantages, dtype=torch.bool)
-        loss = self.config.objective.token_loss(
+        loss = state.config.objective.token_loss(
             TokenBatch(
                 logp=tokens.logp[rows][mask],
                 old_logp=old_logp[rows][mask].to(tokens.logp.dtype),

@@ -60,7 +60,7 @@ class Learner:
         self.ranks = ranks or Ranks()
         self.cost = cost
         self.stopwatch = stopwatch or Stopwatch()
-        self.selector = TokenSelector(config, seed, self.ranks)
+        self.selector = TokenSelector(seed, self.ranks)
         self.passes = StatisticsPasses(config, temperature, self.ranks, context)
         self.low_since: int | None = None
         """The first rollout whose mean entropy was at most `selection.rho.until_entropy`; None if there was none."""

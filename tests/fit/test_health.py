@@ -46,6 +46,15 @@ def test_it_stops_where_it_should_and_otherwise_changes_nothing(tmp_path):
     assert not (tmp_path / "stopped" / "checkpoints" / "update-00000009.ckpt").exists()
 
 
+def test_a_dry_run_leaves_the_records_of_a_run_alone(tmp_path):
+    folder = tmp_path / "run"
+    fit(folder, *STILL, steps=8)
+    before = {name: (folder / name).read_text() for name in ("guards.jsonl", "signal.jsonl")}
+    assert all(before.values())
+    run("fit", folder, *STILL, "--trainer.fast_dev_run", "true")
+    assert {name: (folder / name).read_text() for name in before} == before
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

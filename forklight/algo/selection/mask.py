@@ -5,7 +5,10 @@ ranks, ties broken by (sequence_id, position). So it does not change with the or
 number of ranks the set is spread over.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +81,17 @@ def select(
     """
     sequence_id = _check(answer_mask, sequence_id, reduce, always, entropy=entropy, logp=logp, advantages=advantages)
     if spec.balance == "outcome":
-        return _balanced(entropy, answer_mask, spec, logp, advantages, sequence_id, seed, reduce, always)
+        if advantages is None:
+            raise ValueError("selection.balance: outcome needs advantages")
+        inputs: dict[str, Any] = {
+            "logp": logp,
+            "advantages": advantages,
+            "sequence_id": sequence_id,
+            "seed": seed,
+            "reduce": reduce,
+        }
+        one = partial(select, entropy=entropy, spec=replace(spec, balance="none"), **inputs)
+        return _balanced(one, answer_mask, always, advantages > 0)
     add = reduce or _alone
     if spec.keep == "all":
         shape = answer_mask.shape[:1] if spec.scope == "sequence" else ()
@@ -116,38 +129,12 @@ def _keep(order: Order, scores: Scores, spec: ForkSelection, always: Tensor | No
     return ForkMask(mask, threshold, count)
 
 
-def _balanced(
-    entropy: Tensor | None,
-    answer_mask: Tensor,
-    spec: ForkSelection,
-    logp: Tensor | None,
-    advantages: Tensor | None,
-    sequence_id: Tensor,
-    seed: int,
-    reduce: Reduce | None,
-    always: Tensor | None,
-) -> ForkMask:
-    """Two selections with the same rho: of the rows with a positive advantage, and of the others."""
-    if advantages is None:
-        raise ValueError("selection.balance: outcome needs advantages")
-    positive = advantages > 0
-    found = []
-    for side in (positive, ~positive):
-        rows = side[:, None]
-        found.append(
-            select(
-                entropy,
-                answer_mask & rows,
-                replace(spec, balance="none"),
-                logp=logp,
-                advantages=advantages,
-                sequence_id=sequence_id,
-                seed=seed,
-                reduce=reduce,
-                always=None if always is None else always & rows,
-            )
-        )
-    right, wrong = found
+def _balanced(one: Callable[..., ForkMask], answer_mask: Tensor, always: Tensor | None, positive: Tensor) -> ForkMask:
+    """Two selections with the same rho: of the rows with a positive advantage, bool `[S]`, and of the others."""
+    right, wrong = (
+        one(answer_mask=answer_mask & rows, always=None if always is None else always & rows)
+        for rows in (positive[:, None], ~positive[:, None])
+    )
     threshold = torch.where(positive, right.threshold, wrong.threshold)
     return ForkMask(right.mask | wrong.mask, threshold, right.count + wrong.count)
 

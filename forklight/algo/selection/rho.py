@@ -54,17 +54,15 @@ class RhoSchedule:
                 f"selection.rho as a schedule needs `from` and `to`, and takes {', '.join(RhoKeys.__annotations__)}; "
                 f"got {', '.join(map(str, given))}"
             )
-        found = cls(
+        return cls(
             float(given["from"]),
             float(given["to"]),
             given.get("over_rollouts", 0),
             cast(Shape, given.get("shape", "linear")),
             given.get("until_entropy"),
         )
-        found._check()
-        return found
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         for name, share in (("from", self.start), ("to", self.to)):
             if not 0 < share <= 1:
                 raise ValueError(f"selection.rho.{name} must be above 0 and at most 1, got {share}")

@@ -123,7 +123,7 @@ class ForkSelection:
             raise ValueError(
                 f"selection.masked_terms must be `policy` and any of `kl`, `entropy`, got {list(self.masked_terms)}"
             )
-        check_combination(self)
+        _check_combination(self)
 
     @classmethod
     def preset(cls, name: str) -> "ForkSelection":
@@ -198,7 +198,7 @@ _CHOICES = {
 }
 
 
-def check_combination(spec: ForkSelection) -> None:
+def _check_combination(spec: ForkSelection) -> None:
     """Refuses keys that contradict each other or would have no effect.
 
     Raises:

@@ -121,3 +121,12 @@ def test_under_autocast_on_a_cpu_attention_is_computed_in_single_precision(tmp_p
     exact, _ = load(write_model(tmp_path), "float64")._answer_hidden(micro_batch, None)
     torch.testing.assert_close(hidden.double(), exact, rtol=0, atol=0.1)
     assert policy.body.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+
+
+def test_autocast_leaves_attention_in_double_precision(tmp_path):
+    x = rollout_batch(1)
+    policy, micro_batch = load(write_model(tmp_path), "float64"), x.micro_batch(torch.arange(len(x.problem_index)))
+    exact, _ = policy._answer_hidden(micro_batch, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden, _ = policy._answer_hidden(micro_batch, None)
+    assert torch.equal(hidden, exact)
