@@ -214,7 +214,7 @@ def _summed(file: Path, start: int, end: int) -> dict[str, dict[str, list[float]
 def first_findings(row: dict[str, Any]) -> dict[str, int]:
     """After how many rollouts each rule of `guards` applies for the first time in the first ten; none: empty."""
     curves, guards, told = Curves(), HealthGuards().guards, dict[str, int]()
-    for update in range(10):
+    for update in range(min(10, row["updates"])):
         known = {tag: values[update] for tag, values in row["curves"].items() if update < len(values)}
         curves.add({tag: value for tag, value in known.items() if value is not None})
         for finding in findings(curves, guards, set(told)):
