@@ -82,16 +82,22 @@ def main() -> None:
         default=["all"],
         help="right, wrong, cut, whole, before_box or behind_box: one, or one per run",
     )
+    parser.add_argument("--columns", type=int, help="panels side by side; all if left out")
     parser.add_argument("--labels", nargs="*", help="one per run; their names if left out")
     options = parser.parse_args()
     labels = options.labels or [run.name if run.is_dir() else run.parent.name for run in options.runs]
+    columns = options.columns or len(labels)
+    rows = -(-len(labels) // columns)
     figure, panels = plt.subplots(
-        1, len(labels), figsize=(1 + 4.5 * len(labels), 4), sharey=True, squeeze=False, layout="constrained"
+        rows, columns, figsize=(1 + 4.5 * columns, 4 * rows), sharey=True, squeeze=False, layout="constrained"
     )
     parts = options.parts * len(labels) if len(options.parts) == 1 else options.parts
-    for axes, run, label, part in zip(panels[0], options.runs, labels, parts, strict=True):
+    for axes in panels.flat[len(labels) :]:
+        axes.remove()
+    for axes, run, label, part in zip(panels.flat, options.runs, labels, parts, strict=False):
         draw(axes, some(read(run), options.updates), part, label)
-    panels[0][0].set_ylabel("share in %, filled: kept")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("share in %, filled: kept")
     figure.savefig(options.out, dpi=120)
 
 

@@ -26,6 +26,13 @@ math500_golds_right   golds of MATH-500 that equal themselves, of 500
 cross_pairs, cross_pairs_right   random pairs of golds of MATH-500 that are written differently; those judged equal
 cross_pairs_listed   the different ones among them: answer, gold, and why they are equal
 cross_pairs_unexplained   those for which no reason is known
+new_cases, new_any_agreement, new_box_agreement   a second set of labelled cases, and the share that each agrees with
+new_any_wrong_positives, new_box_wrong_positives   ids judged right against the label, conventions aside
+copies_problems, copies_solved   problems of MATH-500; those solved by a formula of their own text, alone or with what
+    leaves its value alone around it
+changed_golds, changed_golds_right, changed_golds_listed   golds with a digit, sign, letter or term changed; right ones
+rewritten_golds, rewritten_golds_agreement, rewritten_golds_listed   golds in another layout, those right, others
+symbolic_answers, symbolic_right, symbolic_per_second, symbolic_ratio   answers that are no plain numbers; as above
 replay_scores   avg@1 in per cent by model, through groups of answers and the scores of an evaluation
 
     python benchmarks/verify.py            some minutes
@@ -44,6 +51,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+from collected import CONVENTIONS, CONVENTIONS_OF_ANY, prediction, read
+from verify_cases import copies, new_cases, perturbations, rewritings, symbolic
 from verify_hostile import LIMIT, generated, judge_hostile, memory
 
 from forklight.evaluation.records import votes_of
@@ -52,9 +63,6 @@ from forklight.rollout.generate import Group
 from forklight.types import Completion, Problem
 from forklight.verify import MathVerifier, judge
 from forklight.verify.workers.pool import WorkerPool
-
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
-from collected import CONVENTIONS, CONVENTIONS_OF_ANY, prediction, read
 
 SEED = 0
 EASY = [(r"\sqrt{9}+x", "x+3"), (r"\sqrt{16}+x", "x+4")]
@@ -286,6 +294,11 @@ def main():
         lambda: replay(folder),
         lambda: golds(folder, 2000 if quick else 30_000),
         lambda: collected(folder),
+        lambda: new_cases(folder),
+        lambda: symbolic(folder, plain_judge, parts=4 if quick else 8),
+        lambda: copies(folder, 100 if quick else 500),
+        lambda: rewritings(folder),
+        lambda: perturbations(folder, 1000 if quick else 10_000),
         lambda: hostile(folder, 50 if quick else 200),
     ]
     report = {}

@@ -17,7 +17,10 @@ LIGHTNING_VERBS = {
 }
 """They share one parser, for the components that a config chooses by `class_path`."""
 
-COMMANDS = {"compare": "Compares the scores of two evaluations, problem by problem."}
+COMMANDS = {
+    "compare": "Compares the scores of two evaluations, problem by problem.",
+    "export": "Writes the policy of a checkpoint in transformers' format.",
+}
 """The other verbs; each is a function in the file of the same name in `forklight.commands`."""
 
 VERBS = LIGHTNING_VERBS | COMMANDS
@@ -76,6 +79,8 @@ def _run(arguments: list[str]) -> None:
         command = getattr(import_module(f"forklight.commands.{first}"), first)
         auto_cli(command, args=arguments[1:], exit_on_error=False, prog=f"forklight {first}")
     elif first in LIGHTNING_VERBS or first.startswith("-"):  # options may come before the verb
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # last: modules here are found, and hide no other
         from forklight.commands.lightning_cli import run
 
         run(arguments)

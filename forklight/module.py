@@ -1,11 +1,13 @@
 """The LightningModule: which part of the algorithm runs in which hook. No mathematics here."""
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
 
 from forklight.algo.advantages import Advantage, AdvantageName
 from forklight.algo.batch import RolloutBatch
@@ -15,19 +17,23 @@ from forklight.algo.kl import KLConfig
 from forklight.algo.objectives import Dapo, Objective
 from forklight.algo.plan import Cost
 from forklight.algo.selection import ForkSelection
+from forklight.data.lengths import PromptLimit
 from forklight.data.stream import EvalBatch, PromptBatch
 from forklight.distributed import Ranks
+from forklight.models.architecture import text_settings
+from forklight.models.forward_check import forward_check
 from forklight.models.loading import PolicyConfig, eos_ids, load_settings, load_tokenizer
-from forklight.models.policy import Policy
-from forklight.models.reference import Reference, check_reference
+from forklight.models.reference import Reference, build, check_reference
 from forklight.rollout.collect import Collector, Rollout
 from forklight.rollout.config import RolloutConfig
 from forklight.rollout.generate import AnswerGenerator
+from forklight.sampling.answer_text import AnswerText
 from forklight.sampling.base import Sampler
 from forklight.sampling.hf import HFSampler
 from forklight.sampling.stops import StopCheck
 from forklight.sampling.weight_check import WeightSyncCheck
 from forklight.stopwatch import Stopwatch
+from forklight.training.optimizers import optimizers
 from forklight.training.state import RolloutState, TokenState
 from forklight.training.update import Learner
 
@@ -54,6 +60,7 @@ class ForkGRPOModule(LightningModule):
             rollout's updates, or the sampler.
         optimizer: made for the policy's parameters.
         lr_scheduler: stepped after every update; constant if not given.
+        init_from: a checkpoint whose weights the policy starts from, and the reference too; nothing else of it is used.
     """
 
     def __init__(
@@ -70,10 +77,12 @@ class ForkGRPOModule(LightningModule):
         old_logp_from: OldLogpFrom = "trainer",
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.config = AlgorithmConfig(selection, objective or Dapo(), kl, entropy_coef, correction, old_logp_from)
         self.policy_config = policy
+        self.init_from = init_from
         self.rollout_config = rollout
         self.sampler = sampler or HFSampler()
         self.advantage = advantage
@@ -81,9 +90,14 @@ class ForkGRPOModule(LightningModule):
         self.lr_scheduler = lr_scheduler
         if self.config.needs_reference:
             check_reference(policy)
-        load_settings(policy)  # a model that cannot be trained is refused before anything is written
+        optimizers(optimizer, lr_scheduler, [nn.Parameter(torch.zeros(1, 1))])  # refused before anything is built
+        settings = load_settings(policy)  # a model that cannot be trained is refused before anything is written
         self.tokenizer = load_tokenizer(policy)
-        self.stops = StopCheck(rollout.stop, self.tokenizer) if rollout.stop else None
+        positions = getattr(text_settings(settings), "max_position_embeddings", None)
+        self.prompt_limit = PromptLimit(self.tokenizer, positions, rollout.max_new_tokens)
+        """What the policy can read; the data module checks its problems by it."""
+        self.answer_text = AnswerText(self.tokenizer, rollout.keep_special_tokens)
+        self.stops = StopCheck(rollout.stop, self.tokenizer, self.answer_text) if rollout.stop else None
         self.ranks = Ranks()
         self.stopwatch = Stopwatch()
         """Wall time by phase since the start; callbacks read differences."""
@@ -95,6 +109,7 @@ class ForkGRPOModule(LightningModule):
         """What ForkMonitor logged of the last rollout so far; callbacks read it."""
         self.grad_norm = torch.tensor(torch.nan)
         """Norm of the last update's gradient before clipping; callbacks read it."""
+        self._forward_checked = False
         self._position = (0, 0)  # rollout, and number of its micro-batches that are done
         self._resumed: tuple[RolloutBatch, TokenState] | None = None
 
@@ -103,8 +118,8 @@ class ForkGRPOModule(LightningModule):
     def configure_model(self) -> None:
         """Loads the policy, and the reference if needed; builds the parts that depend on the seed and the ranks."""
         if not hasattr(self, "policy"):
-            self.policy = Policy(self.policy_config)
-            self._reference = [Reference(self.policy_config)] if self.config.needs_reference else []
+            self.policy, reference = build(self.policy_config, self.init_from, reference=self.config.needs_reference)
+            self._reference = [] if reference is None else [reference]
         seed = int(os.environ.get("PL_GLOBAL_SEED", "42"))
         self.generator = AnswerGenerator(
             self.sampler,
@@ -112,7 +127,9 @@ class ForkGRPOModule(LightningModule):
             eos_ids(self.policy_config, self.tokenizer),
             seed=seed,
             stops=self.stops,
-            max_positions=getattr(self.policy.model.config, "max_position_embeddings", None),
+            answer_text=self.answer_text,
+            max_positions=getattr(text_settings(self.policy.model.config), "max_position_embeddings", None),
+            embeddings=self.policy.embeddings,
             stopwatch=self.stopwatch,
         )
         self.weight_sync = WeightSyncCheck(self.rollout_config.weight_sync_tolerance, self.ranks)
@@ -123,20 +140,15 @@ class ForkGRPOModule(LightningModule):
             length_limit=self.rollout_config.max_new_tokens,
             seed=seed,
             ranks=self.ranks,
-            context=self.trainer.precision_plugin.forward_context,
+            # a module that `load_from_checkpoint` makes has no trainer yet
+            context=nullcontext if self._trainer is None else self.trainer.precision_plugin.forward_context,
             cost=Cost(self.policy.shape.pair_cost, self.policy.packing),
             stopwatch=self.stopwatch,
         )
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and a scheduler that steps with every update."""
-        optimizer = self.optimizer(self.policy.parameters())
-        if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        return optimizers(self.optimizer, self.lr_scheduler, self.policy.parameters())
 
     @property
     def reference(self) -> Reference | None:
@@ -209,7 +221,16 @@ class ForkGRPOModule(LightningModule):
     def _sync(self) -> float | None:
         """Syncs the policy's weights to the sampler and checks them; returns the largest difference, in nats."""
         with self.stopwatch.phase("sync"), self.trainer.precision_plugin.forward_context():
+            self._check_forward()
             return self.weight_sync.sync(self.sampler, self.policy)
+
+    def _check_forward(self) -> None:
+        """Checks once that policy and reference compute what their models compute; it may switch packing off."""
+        if not self._forward_checked:
+            for policy in (self.policy, *(reference.policy for reference in self._reference)):
+                forward_check(policy, self.ranks.maximum)
+            self.learner.cost = Cost(self.policy.shape.pair_cost, self.policy.packing)
+        self._forward_checked = True
 
     def _refresh_reference(self, rollout: int) -> None:
         """Copies the policy's weights to the reference every `kl.refresh_every_rollouts` rollouts."""

@@ -33,10 +33,18 @@ MAY_CHANGE = (
     "data.init_args.test",
     "data.init_args.eval_every_rollouts",
     "data.init_args.eval_batch_size",
+    "data.init_args.unreadable_golds",
+    "data.init_args.reward_trial",
 )
 """Settings that a resumed run may change: its length, logging, evaluation, saving; none changes what is learnt."""
 
-_VERB_FOLDER = re.compile(r"(validate|test|predict)-\d+")
+_ASIDE = "replaced"
+
+_NO_RUN = re.compile(rf"(validate|test|predict|{_ASIDE})-\d+")
+"""Folders in a run folder that are no part of its run."""
+
+_OF_A_RUN = ("config-*.yaml", "events.out.tfevents.*", "*.jsonl", "checkpoints", "policy")
+"""What a run leaves in its folder."""
 
 
 class RunFolderError(ValueError):
@@ -63,10 +71,16 @@ class RunFolder:
         """True if the folder holds no run; output of `validate`, `test` and `predict` is none."""
         if self.root.exists() and not self.root.is_dir():
             raise RunFolderError(f"--run_dir {self.root} is a file")
-        return not self.root.exists() or all(_VERB_FOLDER.fullmatch(path.name) for path in self.root.iterdir())
+        return not self.root.exists() or all(_NO_RUN.fullmatch(path.name) for path in self.root.iterdir())
+
+    @property
+    def is_unsaved(self) -> bool:
+        """True if the folder holds a run that ended before its first checkpoint; a damaged checkpoint is one, too."""
+        written = (path for path in self.checkpoints.glob("*") if not path.name.startswith("."))
+        return (self.root / "config-0.yaml").is_file() and not any(written)
 
     def resume_point(self, ckpt_path: str | None, config: dict[str, Any]) -> Path | None:
-        """The checkpoint to resume from, or None for a fresh start.
+        """The checkpoint to resume from, or None for a fresh start, also where a run ended before its first checkpoint.
 
         Args:
             ckpt_path: `last`, `best`, a file, or None.
@@ -80,7 +94,7 @@ class RunFolder:
             assert ckpt_path is not None
             if not _is_intact(self._path(ckpt_path)):
                 raise RunFolderError(f"--ckpt_path {ckpt_path}: no intact checkpoint at {self._path(ckpt_path)}")
-        if self.is_empty:
+        if self.is_empty or self.is_unsaved:
             return None if ckpt_path in (None, "last") else self._path(str(ckpt_path))
         if ckpt_path is None:
             raise RunFolderError(
@@ -97,8 +111,13 @@ class RunFolder:
             )
         return path
 
-    def find(self, ckpt_path: str, *, required: bool) -> Path | None:
+    def find(self, ckpt_path: str, *, required: bool, option: str = "--ckpt_path") -> Path | None:
         """The intact checkpoint that `last`, `best` or a file name means; None if there is none and it is not required.
+
+        Args:
+            ckpt_path: `last`, `best` or a file.
+            required: whether there must be one.
+            option: of the command line, for the message.
 
         Raises:
             RunFolderError: there is none and it is required.
@@ -107,8 +126,18 @@ class RunFolder:
         if _is_intact(path):
             return path
         if required:
-            raise RunFolderError(f"--ckpt_path {ckpt_path}: no intact checkpoint at {path}")
+            hint = "; there is one once an evaluation beats that of the start" if ckpt_path == "best" else ""
+            raise RunFolderError(f"{option} {ckpt_path}: no intact checkpoint at {path}{hint}")
         return None
+
+    def set_aside(self) -> Path | None:
+        """Moves what a run left that ended before its first checkpoint to `replaced-<n>`; returns where, or None."""
+        if not self.is_unsaved:
+            return None
+        folder = self.numbered(_ASIDE)
+        for path in [path for pattern in _OF_A_RUN for path in self.root.glob(pattern)]:
+            path.rename(folder / path.name)
+        return folder
 
     def _path(self, ckpt_path: str) -> Path:
         """The path to look at; a run killed right after its first checkpoint has that file, but no link to it yet."""
@@ -126,7 +155,7 @@ class RunFolder:
             yaml.safe_dump(config, file, sort_keys=False)
 
     def numbered(self, verb: str) -> Path:
-        """A new folder `<verb>-<n>` for what `validate`, `test` or `predict` write."""
+        """A new folder `<verb>-<n>`, for what `validate`, `test` or `predict` write."""
         folder = self.root / f"{verb}-{self._next(f'{verb}-*')}"
         folder.mkdir(parents=True)
         return folder
@@ -141,18 +170,21 @@ class RunFolder:
         first = self.root / "config-0.yaml"
         if not first.is_file():
             raise RunFolderError(f"run folder {self.root} is not empty and holds no run (no {first.name})")
-        before = dict(_flat(yaml.safe_load(first.read_text())))
-        now = dict(_flat(config))
-        changed = [
-            f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not _may_change(key)
-        ]
-        if changed:
+        if changed := changes(yaml.safe_load(first.read_text()), config):
             raise RunFolderError(
-                f"run folder {self.root} belongs to a run of another config: {'; '.join(changed)}. "
+                f"run folder {self.root} belongs to a run of another config: {changed}. "
                 "Restore these settings, or give another --run_dir"
             )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Settings that differ between two configs though a resumed run must not change them, as `key: old -> new; ...`."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return "; ".join(
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _may_change(key)
+    )
 
 
 def _may_change(key: str) -> bool:

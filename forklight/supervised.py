@@ -9,6 +9,7 @@ from torch import Tensor
 
 from forklight.algo.batch import MicroBatch, TokenStats
 from forklight.data.stream import NOMINAL_LENGTH, PositionedLoader
+from forklight.models.forward_check import forward_check
 from forklight.models.heads import differentiable_stats
 from forklight.models.loading import PolicyConfig, load_tokenizer
 from forklight.models.policy import Policy
@@ -75,6 +76,11 @@ class SupervisedModule(LightningModule):
         answers = self.tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
         self.batches_done = number + 1
         return ExampleBatch(prompts, [[*answer, self.tokenizer.eos_token_id] for answer in answers])
+
+    def on_train_start(self) -> None:
+        """Checks that the policy computes what its model computes."""
+        with self.trainer.precision_plugin.forward_context():
+            forward_check(self.policy)
 
     def training_step(self, batch: "ExampleBatch", batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the answer tokens."""

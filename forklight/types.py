@@ -2,8 +2,9 @@
 
 import hashlib
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Outcome = Literal["right", "wrong", "unjudged"]
 
@@ -20,17 +21,21 @@ class Problem:
     uid: str
     """Stable name: a hash of source and prompt. Noise, de-duplication and tables are keyed by it."""
     prompt: str
-    """The problem's text, before any template."""
+    """The problem's text, before any template; of a chat its turns, one after the other."""
     answer: str
     """What the verifier compares with (the *gold*)."""
     source: str
     """The data set it came from."""
+    fields: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """All that its row in the data set says, by the names there, for reward functions that want more than the gold."""
+    chat: tuple[tuple[str, str], ...] = ()
+    """(role, text) turns of a problem that is a chat, which templates leave as it is; empty for a text."""
 
     @classmethod
-    def make(cls, prompt: str, answer: str, source: str) -> "Problem":
-        """Builds a problem and its uid."""
+    def make(cls, prompt: str, answer: str, source: str, fields: Mapping[str, Any] | None = None) -> "Problem":
+        """Builds a problem and its uid, which depends on source and prompt alone."""
         digest = hashlib.sha256(f"{source}\0{prompt}".encode()).hexdigest()
-        return cls(uid=digest[:16], prompt=prompt, answer=answer, source=source)
+        return cls(uid=digest[:16], prompt=prompt, answer=answer, source=source, fields=fields or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class Completion:
     token_ids: tuple[int, ...]
     """The sampled tokens, EOS or the token of a stop included."""
     text: str
-    """What the verifier sees: the decoded answer, without special tokens, up to its stop."""
+    """What the verifier sees: what the prompt has begun of the answer (an opened thought, the prefill), then the
+    decoded answer up to its stop, without special tokens but for those of `rollout.keep_special_tokens`."""
     truncated: bool
     """True if the length limit came before an EOS or a stop."""
     logp: "array[float] | None" = field(default=None, repr=False, compare=False)

@@ -49,8 +49,8 @@ class RunCheckpoint(Checkpoint):
         every_n_updates: updates between two checkpoints, instead of `every_n_rollouts`; inside a rollout the checkpoint
             carries the rollout's tensors.
         keep: checkpoints kept, the newest ones; -1 keeps all.
-        best: name of a score, such as `val/aime24/avg@16`. Whenever an evaluation after the first update raises it, a
-            checkpoint is written and kept, and the link `best.ckpt` points to it.
+        best: name of a score, such as `val/aime24/avg@16`. Whenever an evaluation raises it above all earlier ones, the
+            one before the first update included, a checkpoint is written and kept, and `best.ckpt` links to it.
     """
 
     def __init__(
@@ -73,20 +73,28 @@ class RunCheckpoint(Checkpoint):
         self.best = best
         self.folder: Path | None = None
         """Set by the command line to `<run_dir>/checkpoints`."""
+        self.config: dict[str, Any] | None = None
+        """The run's config, kept in every checkpoint; set by the command line."""
         self._pending = False
         self._saved_at = -1
         self._signal: int | None = None
         self._highest: tuple[float, int] | None = None  # the best score so far, and the update that reached it
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far and the update that reached it."""
-        return {"best": self.best, "highest": None if self._highest is None else list(self._highest)}
+        """The config, the best score so far, and the update that reached it."""
+        highest = None if self._highest is None else list(self._highest)
+        return {"config": self.config, "best": self.best, "highest": highest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it, unless `best` names another score now."""
         if state_dict["best"] == self.best and state_dict["highest"] is not None:
             score, update = state_dict["highest"]
             self._highest = float(score), int(update)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes atomically, unless the Trainer was given another way to write checkpoints."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handles SIGTERM, to which Lightning would react inside an accumulation; removes files of a killed save."""
@@ -141,11 +149,7 @@ class RunCheckpoint(Checkpoint):
             self._leave_if_stopping(stopping)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the checkpoint that was deferred until after the evaluation, and a new best one.
-
-        Raises:
-            ValueError: there is no score of the name `checkpoint.best`.
-        """
+        """Writes the checkpoint that was deferred until after the evaluation, and a new best one."""
         raised = self.best is not None and trainer.state.fn == TrainerFn.FITTING and self._is_raised(trainer, self.best)
         if self._pending or raised:
             self._save(trainer)
@@ -159,15 +163,12 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _is_raised(self, trainer: Trainer, best: str) -> bool:
-        """Whether the evaluation that ends here raised the score; before the first update the score must only exist."""
-        if best not in trainer.callback_metrics:
-            names = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
-            raise ValueError(f"checkpoint.best = {best}: there is no such score; there are {names or 'none'}")
+        """Whether the evaluation that ends here raised the score; the one before the first update only sets it."""
         score = float(trainer.callback_metrics[best])
-        if trainer.global_step == 0 or (self._highest is not None and score <= self._highest[0]):
+        if self._highest is not None and score <= self._highest[0]:
             return False
         self._highest = score, trainer.global_step
-        return True
+        return trainer.global_step > 0
 
     def _interval(self, trainer: Trainer) -> int:
         """Updates between two checkpoints."""

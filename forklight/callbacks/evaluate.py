@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from forklight.callbacks.records import append_lines, drop_lines_after, writable
-from forklight.callbacks.tables import Scores, score_markdown, score_table, suspicious_markdown
+from forklight.callbacks.tables import Scores, score_line, score_markdown, score_table, suspicious_markdown
 from forklight.data.stream import EvalBatch
 from forklight.distributed import Ranks
 from forklight.evaluation.records import Evaluated, Key, Line, answer_lines, judged_of, suspicious_lines, votes_of
@@ -30,7 +30,8 @@ class MathEval(Callback):
 
     Args:
         at_start: score the policy before the first update of a run, too; a resumed run does not repeat it.
-        table: print a table of the scores, together with those of the first evaluation.
+        table: print a table of the scores: after `validate` and `test`, and at the end of `fit`, where it has the first
+            and the last evaluation. During `fit` every evaluation is one line.
         suspicious: rewarded answers of suspicious form that are written out per set and evaluation.
     """
 
@@ -46,6 +47,7 @@ class MathEval(Callback):
         self._batches: dict[str, EvalBatch] = {}
         self._lines: dict[Key, Line] = {}
         self._first: tuple[int, Scores] | None = None
+        self._last: tuple[int, Scores] | None = None
         self._loaded = 0
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -74,8 +76,9 @@ class MathEval(Callback):
         self._add(trainer, pl_module, outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scores, logs, prints and writes."""
-        self._finish(trainer, pl_module, "val")
+        """Scores, logs, prints and writes; not in Lightning's check before the first update."""
+        if not trainer.sanity_checking:
+            self._finish(trainer, pl_module, "val")
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
@@ -89,6 +92,12 @@ class MathEval(Callback):
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes `predictions.jsonl`."""
         self._write(trainer, {"predictions": self._gathered()})
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the table of `fit`."""
+        if self.table and trainer.is_global_zero and self._first is not None and self._last is not None:
+            shown = [self._first] if self._first is self._last else [self._first, self._last]
+            Console().print(score_table(shown))
 
     def _add(self, trainer: Trainer, pl_module: LightningModule, groups: Sequence[Group], batch: EvalBatch) -> None:
         self._lines |= answer_lines(groups, batch.name, self._updates(trainer))
@@ -125,7 +134,7 @@ class MathEval(Callback):
         ]
         suspicious = {done.name: suspicious_answers(done.answers, self.suspicious) for done in sets}
         now = (step, {done.name: done.scores for done in sets})
-        self._first = self._first or now
+        self._first, self._last = self._first or now, now
         shown = [now] if self._first is now else [self._first, now]
         self._log(trainer, pl_module, stage, sets)
         self._draw(trainer, stage, step, score_markdown(shown), suspicious_markdown(suspicious))
@@ -134,7 +143,9 @@ class MathEval(Callback):
             self._write(
                 trainer, {"samples": lines, "scores": records, "suspicious": suspicious_lines(step, suspicious)}
             )
-            if self.table:
+            if trainer.state.fn == TrainerFn.FITTING:
+                print(score_line(*now), flush=True)
+            elif self.table:
                 Console().print(score_table(shown))
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str, sets: Sequence[Evaluated]) -> None:

@@ -5,6 +5,7 @@ before x = n are older than a checkpoint made after n updates.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from forklight.callbacks.samples import marked_answers
 from forklight.data.stream import PromptBatch
 from forklight.errors import NonFiniteError
 from forklight.evaluation.boxes import box_ends
+from forklight.evaluation.records import answer_lines
 from forklight.module import ForkGRPOModule
+from forklight.rollout.generate import Group
 from forklight.training.report import update_report
 from forklight.training.state import RolloutState
 
 _HISTOGRAM_TOKENS = 100_000
-_SIGNAL = "signal.jsonl"
+_SIGNAL, _ROLLOUTS = "signal.jsonl", "rollouts.jsonl"
 
 
 class ForkMonitor(Callback):
@@ -38,20 +41,26 @@ class ForkMonitor(Callback):
     Args:
         samples: answers shown in each text of samples, forking tokens in bold.
         samples_every_n_rollouts: rollouts between two such texts.
+        rollouts_every_n: rollouts between two whose answers and verdicts are all kept, in `rollouts.jsonl`, with the
+            keys of `samples.jsonl`; 0 keeps none.
     """
 
-    def __init__(self, samples: int = 4, samples_every_n_rollouts: int = 10) -> None:
+    def __init__(self, samples: int = 4, samples_every_n_rollouts: int = 10, rollouts_every_n: int = 0) -> None:
         if samples < 0 or samples_every_n_rollouts < 1:
             raise ValueError(
                 f"monitor.samples = {samples} must not be negative and monitor.samples_every_n_rollouts = "
                 f"{samples_every_n_rollouts} must be at least 1"
             )
+        if rollouts_every_n < 0:
+            raise ValueError(f"monitor.rollouts_every_n = {rollouts_every_n} must not be negative")
         self.samples = samples
         self.samples_every_n_rollouts = samples_every_n_rollouts
+        self.rollouts_every_n = rollouts_every_n
         self.folder: Path | None = None
-        """Where `signal.jsonl` goes; set by the command line to the run folder."""
+        """Where the files go; set by the command line to the run folder."""
         self._metrics = Metrics({}, {})
         self._previous: Bounds | None = None
+        self._lr = math.nan
 
     def state_dict(self) -> dict[str, Any]:
         """The bounds of the last update's selection; a resumed run compares its first update with them."""
@@ -65,7 +74,12 @@ class ForkMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drops lines from after the checkpoint, which the resumed run writes again."""
         if folder := writable(trainer, self.folder):
-            drop_lines_after(folder / _SIGNAL, trainer.global_step)
+            for name in (_SIGNAL, _ROLLOUTS):
+                drop_lines_after(folder / name, trainer.global_step)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Reads the learning rate of this update; behind it, the scheduler has set that of the next one."""
+        self._lr = float(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -94,19 +108,27 @@ class ForkMonitor(Callback):
             box_end=_box_end(state.batch, batch.update, pl_module.tokenizer),
         )
         self._previous = report.bounds or self._previous
-        lr = float(trainer.optimizers[0].param_groups[0]["lr"])
-        scalars = report.scalars | {"train/grad_norm": grad_norm, "train/lr": lr}
+        scalars = report.scalars | {"train/grad_norm": grad_norm, "train/lr": self._lr}
         if batch.update == 0:
             pl_module.curves = {}
         if batch.update == 0 and pl_module.rollout is not None:
             scalars |= pl_module.rollout.metrics
             self._show(trainer, pl_module, state, batch)
+            self._keep(trainer, pl_module.rollout.groups, batch.rollout)
         pl_module.curves |= scalars
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
         if report.signal is not None and (folder := writable(trainer, self.folder)):
             place = {"step": trainer.global_step, "rollout": batch.rollout}
             append_lines(folder / _SIGNAL, [place | report.signal.record()])
+
+    def _keep(self, trainer: Trainer, groups: Sequence[Group], rollout: int) -> None:
+        """Writes the answers of a rollout, of all ranks."""
+        folder = writable(trainer, self.folder)
+        if folder is None or not self.rollouts_every_n or rollout % self.rollouts_every_n:
+            return
+        lines = answer_lines(groups, "train", trainer.global_step).values()
+        append_lines(folder / _ROLLOUTS, ({"rollout": rollout} | line for line in lines))
 
     def _show(self, trainer: Trainer, module: ForkGRPOModule, state: RolloutState, batch: PromptBatch) -> None:
         """Logs the entropy histogram and marked answers, if the logger supports them."""

@@ -1,13 +1,23 @@
 """Refuses, before the first step, settings that would train something else than the config says."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from forklight.algo.plan import update_and_rank
+from forklight.callbacks.checkpoint import RunCheckpoint
 from forklight.data.datamodule import MathDataModule
+from forklight.data.sets import EvalSet
+from forklight.metrics import AnswerScores
+from forklight.metrics.scores import shown_k
 from forklight.module import ForkGRPOModule
+
+STRATEGIES = (SingleDeviceStrategy, DDPStrategy)
+"""Under these, losses are scaled and gradients summed as the algorithm needs it. Others train something else, some of
+them without a word: `ModelParallelStrategy` leaves it to the module to shard itself, and sums no gradients."""
 
 
 class Guards(Callback):
@@ -39,10 +49,9 @@ def check_fit(trainer: Trainer, module: LightningModule, data: LightningDataModu
     """
     if isinstance(module, ForkGRPOModule) and data is None:
         raise ValueError("data: is required, the problems to train on and how many of them a rollout has")
-    if isinstance(data, MathDataModule) and not data.val_sets:
-        trainer.limit_val_batches = 0  # otherwise Lightning warns of a loader without batches
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
+    check_strategy(trainer)
     if trainer.max_steps is None or trainer.max_steps < 0:
         raise ValueError("trainer.max_steps is required: the number of optimiser updates to train for")
     if trainer.max_epochs not in (None, -1):
@@ -55,12 +64,33 @@ def check_fit(trainer: Trainer, module: LightningModule, data: LightningDataModu
             f"trainer.limit_train_batches = {trainer.limit_train_batches} has no meaning on an endless stream of "
             "problems: set trainer.max_steps"
         )
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        raise ValueError(
+            "trainer.overfit_batches has no meaning on an endless stream of problems: give the problem file a `limit` "
+            "of data.prompts_per_rollout problems"
+        )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         _check_callback(callback)
     if isinstance(data, MathDataModule):
+        _check_monitors(trainer.callbacks, data)  # type: ignore[attr-defined]
         _check_micro_batches(trainer, data)
         if isinstance(module, ForkGRPOModule):
             module.config.schedule(data.updates_per_rollout, trainer.accumulate_grad_batches)
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuses strategies under which gradients or losses would be others; one's own may extend a supported one.
+
+    Raises:
+        ValueError: naming the strategy.
+    """
+    kinds = type(trainer.strategy).__mro__
+    lightnings = next((kind for kind in kinds if kind.__module__.startswith("lightning.")), kinds[0])
+    if lightnings not in STRATEGIES:
+        raise ValueError(
+            f"trainer.strategy = {lightnings.__name__} is not supported: it would train something else or fail later; "
+            "supported are one device (auto) and ddp"
+        )
 
 
 def _check_micro_batches(trainer: Trainer, data: MathDataModule) -> None:
@@ -96,6 +126,29 @@ def _check_micro_batches(trainer: Trainer, data: MathDataModule) -> None:
             f"trainer.limit_train_batches = {trainer.limit_train_batches} must be a multiple of {micro_batches} "
             "micro-batches"
         )
+
+
+def _check_monitors(callbacks: Sequence[Callback], data: MathDataModule) -> None:
+    """Refuses callbacks that wait for a score that no evaluation measures; a user's callback may log others."""
+    known = [f"val/{name}/{score}" for name, spec in data.val_sets.items() for score in score_names(spec)]
+    foreign = any(
+        type(callback).__module__.partition(".")[0] not in ("forklight", "lightning") for callback in callbacks
+    )
+    for callback in callbacks:
+        ours = isinstance(callback, RunCheckpoint)
+        monitor = callback.best if isinstance(callback, RunCheckpoint) else getattr(callback, "monitor", None)
+        if monitor is None or monitor in known or (foreign and not ours and not monitor.startswith("val/")):
+            continue
+        key = "checkpoint.best" if ours else f"{type(callback).__name__}.monitor"
+        there = f"there are {', '.join(known)}" if known else "there is no evaluation set: give data.val one"
+        raise ValueError(f"{key} = {monitor}: there is no such score; {there}")
+
+
+def score_names(spec: EvalSet) -> list[str]:
+    """The scores of an evaluation set that are logged as metrics: pass@k for k = 2, 4, 8 .. and n only."""
+    n = spec.sampling.answers
+    shown = {f"pass@{k}" for k in shown_k(n)}
+    return [name for name in AnswerScores(n).scores if name in shown or not name.startswith("pass@")]
 
 
 def _check_callback(callback: Callback) -> None:

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class HealthGuards(Callback):
-    """Checks a few rules after every rollout, from the eighth on, and says once what a rule sees.
+    """Checks a few rules after every rollout, most of them from the eighth on, and says once what a rule sees.
 
     It never changes what is trained. Findings are printed, shown in TensorBoard (`health`), and kept in `guards.jsonl`
     in the run folder.
@@ -25,6 +25,7 @@ class HealthGuards(Callback):
         rising_cuts: answers cut by the length limit rose, and the reward did not; threshold: rise of their share.
         low_signal: over 8 rollouts the mask kept less of the squared gradient than a random mask would, before the box,
             of answers that ended, or of right answers; threshold: as a multiple of the kept share.
+        unjudged: the verifier could not judge more than a share of a rollout's answers; threshold: the share.
     """
 
     def __init__(
@@ -32,8 +33,14 @@ class HealthGuards(Callback):
         still_reward: Guard = Guard(8.0),  # noqa: B008  a frozen value
         rising_cuts: Guard = Guard(0.1),  # noqa: B008
         low_signal: Guard = Guard(0.5),  # noqa: B008
+        unjudged: Guard = Guard(0.1),  # noqa: B008
     ) -> None:
-        self.guards = {"still_reward": still_reward, "rising_cuts": rising_cuts, "low_signal": low_signal}
+        self.guards = {
+            "still_reward": still_reward,
+            "rising_cuts": rising_cuts,
+            "low_signal": low_signal,
+            "unjudged": unjudged,
+        }
         self.folder: Path | None = None
         """Where `guards.jsonl` goes; set by the command line to the run folder."""
         self._curves, self._told = Curves(), set[str]()
@@ -57,7 +64,8 @@ class HealthGuards(Callback):
         """At the end of a rollout."""
         if not isinstance(pl_module, ForkGRPOModule) or not batch.ends_rollout:
             return
-        self._curves.add(pl_module.curves)
+        reasons = pl_module.rollout.unjudged if pl_module.rollout is not None else ()
+        self._curves.add(pl_module.curves, reasons)
         for finding in findings(self._curves, self.guards, self._told):
             self._told.add(finding.rule)
             if finding.action == "stop":

@@ -16,6 +16,7 @@ from forklight.algo.selection.rho import RhoSchedule
 from forklight.algo.selection.spec import PRESETS, ForkSelection
 from forklight.data.datamodule import MathDataModule
 from forklight.module import ForkGRPOModule
+from forklight.verify import describe as describe_verifier
 
 FEW = 3
 """A selection that differs from every preset in more keys than this is named `own`."""
@@ -42,6 +43,7 @@ def startup_table(trainer: Trainer, module: ForkGRPOModule, data: MathDataModule
         ("policy", f"{module.policy_config.path}, {parameters:,} parameters, {trainer.precision}"),
         ("rollout", f"P*G = {p} problems * {g} answers = {sequences} sequences, at most {sequences * limit:,} tokens, "
                     f"by {type(module.sampler).__name__}"),
+        ("reward", escape(describe_verifier(data.verifier))),
         ("update", f"K = {k} per rollout: {p // k} problems, {sequences // k} sequences each"),
         ("micro-batch", f"A = {a} per update on {ranks} rank(s): about {sequences // (k * a * ranks)} sequences"),
         ("policy gradient", "on-policy" if k == 1 else f"off-policy after the first of {k} updates"),

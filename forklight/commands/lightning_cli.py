@@ -17,19 +17,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
-from forklight.callbacks.checkpoint import AtomicCheckpointIO, RngState, RunCheckpoint
-from forklight.callbacks.dump import DiagnosticDump
+from forklight.callbacks.checkpoint import RunCheckpoint
 from forklight.callbacks.evaluate import MathEval
-from forklight.callbacks.export import PolicyExport
+from forklight.callbacks.every_run import fixed_callbacks, place
 from forklight.callbacks.fork_monitor import ForkMonitor
-from forklight.callbacks.guards import Guards, check_fit
+from forklight.callbacks.guards import check_fit
 from forklight.callbacks.health import HealthGuards
 from forklight.callbacks.progress import RunProgress
-from forklight.callbacks.startup import StartupTable
 from forklight.callbacks.throughput import Throughput
 from forklight.data.datamodule import MathDataModule
 from forklight.presets import MODE, add_parser_mode, expand_arguments
-from forklight.run_folder import RunFolder
+from forklight.run_folder import RunFolder, changes
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -82,6 +80,10 @@ class ForkCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder, and the callbacks that every run has."""
+        parser.epilog = (
+            "The keys under --model and --data depend on their classes; these list them: "
+            "`forklight fit --model.help ForkGRPOModule`, `forklight fit --data.help MathDataModule`."
+        )
         parser.add_argument("--run_dir", type=str, default="runs/forklight", help="Folder of the run.")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(MathEval, "evaluation")
@@ -100,12 +102,18 @@ class ForkCLI(LightningCLI):
                 f"trainer.val_check_interval = {config.trainer.val_check_interval}: a share of an endless stream has "
                 "no meaning; leave it out and set data.eval_every_rollouts"
             )
+        if config.trainer.enable_checkpointing is False:
+            raise ValueError(
+                "trainer.enable_checkpointing = false: a run always keeps its last checkpoint; set "
+                "checkpoint.every_n_rollouts to a large number for fewer of them"
+            )
         self.folder = RunFolder(Path(config.run_dir))
         self.resume_from: Path | None = None
         if self.subcommand == "fit" and not config.trainer.fast_dev_run and _is_rank_zero():
             self.resume_from = self.folder.resume_point(config.ckpt_path, self._plain_config)
             if config.ckpt_path == "last" and self.resume_from is None:
-                print(f"--ckpt_path last: run folder {self.folder.root} is empty, starting from the beginning")
+                print(f"--ckpt_path last: run folder {self.folder.root} has no checkpoint, starting from the beginning")
+            self._check_saved_config()
         elif config.ckpt_path:
             # With `last`, `fit` may find none and start from the beginning, on all ranks; the other verbs need one.
             self.resume_from = self.folder.find(config.ckpt_path, required=self.subcommand != "fit")
@@ -118,18 +126,13 @@ class ForkCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(
                 save_dir=str(output), name="", version="", purge_step=self._purge_step(), default_hp_metric=False
             )
-        kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
         kwargs["default_root_dir"] = str(output)
-        forced = [Guards(), RngState(), StartupTable(), PolicyExport(output), DiagnosticDump()]
+        forced = fixed_callbacks(output, self._plain_config)
         if config.enable_progress_bar is not False:
             forced.append(RunProgress())
         self.trainer_defaults["callbacks"] = forced
         trainer = super().instantiate_trainer(**kwargs)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RunCheckpoint):
-                callback.folder = self.folder.checkpoints
-            if isinstance(callback, MathEval | ForkMonitor | HealthGuards):
-                callback.folder = output
+        place(trainer.callbacks, output, self.folder.checkpoints, self._plain_config)  # type: ignore[attr-defined]
         return trainer
 
     def _output_folder(self) -> Path:
@@ -142,19 +145,45 @@ class ForkCLI(LightningCLI):
 
     def _purge_step(self) -> int | None:
         """The step from which old points of curves are removed: the resumed run logs them again."""
+        return int(self._checkpoint["global_step"]) + 1 if self._checkpoint else None
+
+    @cached_property
+    def _checkpoint(self) -> dict[str, Any]:
+        """The checkpoint that `fit` goes on from, its tensors not read; empty if it begins anew."""
         if self.subcommand != "fit" or self.resume_from is None:
-            return None
+            return {}
         import torch
 
-        return int(torch.load(self.resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"]) + 1
+        saved: dict[str, Any] = torch.load(self.resume_from, map_location="cpu", weights_only=True, mmap=True)
+        return saved
+
+    def _check_saved_config(self) -> None:
+        """Refuses to go on from a checkpoint with a config that trains something else."""
+        config = self._checkpoint.get("callbacks", {}).get("RunCheckpoint", {}).get("config")
+        if config is not None and (changed := changes(config, self._plain_config)):
+            raise ValueError(
+                f"--ckpt_path {self.resume_from}: this checkpoint is of a run with another config: {changed}. Restore "
+                f"these settings; or start anew from its weights, with model.init_from {self.resume_from}"
+            )
 
     def before_fit(self) -> None:
         """Refuses settings that cannot be trained, then saves the config of this start; a refused one is not saved."""
         check_fit(self.trainer, self.model, self.datamodule)
         if isinstance(self.datamodule, MathDataModule):
+            self.datamodule.for_policy(getattr(self.model, "prompt_limit", None))
             self.datamodule.read()
-        if not self._get(self.config, "trainer").fast_dev_run and _is_rank_zero():
-            self.folder.keep_config(self._plain_config)
+            self.datamodule.check_resumed(self._checkpoint.get(type(self.datamodule).__qualname__, {}))
+        if self._get(self.config, "trainer").fast_dev_run or not _is_rank_zero():
+            return
+        if aside := self.folder.set_aside():
+            print(f"run folder {self.folder.root} held a run without a checkpoint; its files are in {aside}")
+        self.folder.keep_config(self._plain_config)
+        if self._checkpoint:
+            done, asked = int(self._checkpoint["global_step"]), self.trainer.max_steps
+            print(
+                f"{self.resume_from} has {done} updates"
+                + (f": trainer.max_steps = {asked} is reached" if done >= asked else f", going on to {asked}")
+            )
 
     @cached_property
     def _plain_config(self) -> dict[str, Any]:
@@ -223,9 +252,3 @@ def _asks_for_help(argument: str) -> bool:
 def _is_rank_zero() -> bool:
     """True in the process that owns the run folder, also before any group of processes exists."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from forklight.data.problems import GSM8K_ANSWER, ProblemFile, first_row
+from forklight.data.files import first_row
+from forklight.data.problems import GSM8K_ANSWER, ProblemFile
 from forklight.data.prompts import BOXED_CHAT, PAPER_BASE, PromptTemplate
+from forklight.data.source import ProblemSource
 from forklight.types import Problem
 from forklight.verify import IntegerVerifier, MathVerifier, Verifier
 
@@ -104,7 +106,7 @@ BENCHMARKS: dict[str, Facts] = {
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(ProblemSource):
     """A benchmark by its name, read from the hub at a fixed revision or from a local file.
 
     It has its own verifier, and a prompt that asks for the answer in a box: for a chat or a base model, as
@@ -165,7 +167,7 @@ class Benchmark:
             return hub
         file = self._file(Path(path))
         local = replace(hub, path=str(file), split=None, subset=None, revision=None)
-        if hub.prompt_field in first_row(file):
+        if (hub.prompt_field or "problem") in first_row(file):
             return local
         return replace(local, prompt_field="problem", answer_field="answer", answer_pattern="")
 

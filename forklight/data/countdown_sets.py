@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from forklight.data.countdown import CountdownTask, countdown_problems, worked_example
+from forklight.data.source import ProblemSource
 from forklight.types import Problem
 
 
 @dataclass(frozen=True)
-class CountdownProblems:
+class CountdownProblems(ProblemSource):
     """A source of Countdown problems; no multiset of numbers is in both splits."""
 
     size: int

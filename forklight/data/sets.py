@@ -1,20 +1,12 @@
 """Where problems come from, and how an evaluation set is answered."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 from forklight.data.benchmarks import Benchmark
 from forklight.data.prompts import PromptTemplate
-from forklight.types import Problem
+from forklight.data.source import ProblemSource
 from forklight.verify import Verifier
-
-
-@runtime_checkable
-class ProblemSource(Protocol):
-    """Anything that yields problems: a file, a hub data set, a generator."""
-
-    def read(self) -> list[Problem]:
-        """All problems, in a fixed order."""
 
 
 class Sampling(NamedTuple):

@@ -1,6 +1,8 @@
 """The order of problems, and the batches that the loaders serve, one per micro-batch of a rollout."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +33,14 @@ class ProblemStream:
         self.cursor = 0
         self._order: tuple[int, list[int]] = (-1, [])
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """How many problems there are, and a hash of all that decides their order and their golds."""
+        digest = hashlib.sha256()
+        for problem in self.problems:
+            digest.update(f"{problem.uid}\0{problem.answer}\0".encode())
+        return {"problems": len(self.problems), "problems_sha256": digest.hexdigest()[:16]}
+
     @property
     def epoch(self) -> float:
         """Passes over the data so far."""
@@ -52,6 +62,25 @@ class ProblemStream:
             noise = hash_uniform(self.seed, epoch, torch.arange(len(self.problems)))
             self._order = (epoch, noise.argsort(stable=True).tolist())
         return self.problems[self._order[1][index]]
+
+
+def check_same(saved: dict[str, Any] | None, stream: ProblemStream) -> None:
+    """Refuses to go on in the middle of an order of other problems.
+
+    Args:
+        saved: the stream's `identity` in a checkpoint; None or empty if there is none.
+        stream: what is trained on now.
+
+    Raises:
+        ValueError: they are not the same.
+    """
+    now = stream.identity
+    if saved and saved != now:
+        was, found = (f"{each['problems']} problems (sha256 {each['problems_sha256']})" for each in (saved, now))
+        raise ValueError(
+            f"data.train: the checkpoint was trained on {was}, the sources hold {found} now: their order is another. "
+            "Restore the files and data.overlong, or start a new run from the checkpoint's weights"
+        )
 
 
 class PromptBatch:

@@ -16,6 +16,7 @@ from forklight.rollout.generate import Group
 from forklight.rollout.reward_stats import reward_by_length, verdict_counts
 from forklight.types import Problem, Verdict
 from forklight.verify import Verifier, sort_answers
+from forklight.verify.math.extract import extract_box
 
 Line = dict[str, Any]
 """A line of a `.jsonl` file."""
@@ -75,11 +76,27 @@ def judged_of(line: Line) -> Judged:
 
 
 def votes_of(groups: Sequence[Group], verifier: Verifier) -> list[list[int]]:
-    """The vote of every answer, for `MajAtK`: right ones are class 0, the verifier groups wrong ones into classes."""
-    wrong = [
-        [v.extracted for v in group.verdicts if v.outcome == "wrong" and v.extracted is not None] for group in groups
+    """The vote of every answer, for `MajAtK`: right ones are class 0, the verifier groups wrong ones into classes.
+
+    Where right answers come without the part that was judged, the verifier reads no answers out of texts: there each,
+    right or wrong, votes for its last box, or for its whole text if it has none.
+    """
+    classes = sort_answers(verifier, [_compared(group) for group in groups])
+    return [
+        _votes(group, numbers) if _reads_answers(group) else numbers
+        for group, numbers in zip(groups, classes, strict=True)
     ]
-    return [_votes(group, classes) for group, classes in zip(groups, sort_answers(verifier, wrong), strict=True)]
+
+
+def _reads_answers(group: Group) -> bool:
+    return all(verdict.extracted is not None for verdict in group.verdicts if verdict.right)
+
+
+def _compared(group: Group) -> list[str]:
+    """The answers that have to be grouped into classes."""
+    if _reads_answers(group):
+        return [v.extracted for v in group.verdicts if v.outcome == "wrong" and v.extracted is not None]
+    return [extract_box(completion.text).answer or completion.text for completion in group.completions]
 
 
 def _votes(group: Group, classes: list[int]) -> list[int]:

@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from forklight.algo.packing import Packed, Segments
+from forklight.models.architecture import text_settings
 
 NAME = "forklight"
 
@@ -96,15 +97,17 @@ def _any_lengths(
 def packs(model: PreTrainedModel) -> bool:
     """Whether a model can run packed rows: its attention function can be replaced, and all layers have full attention.
 
-    A sliding window would have to know where a sequence begins; a recurrent layer would mix the sequences of a row.
+    A sliding window would have to know where a sequence begins; a recurrent layer would mix the sequences of a row. A
+    model may still get packed rows wrong, which `forward_check` finds out.
 
     Args:
         model: loaded with `attn_implementation` `sdpa` or `forklight`.
     """
-    config = model.config
+    config = text_settings(model.config)
     layers = getattr(config, "layer_types", None)
     full = set(layers) == {"full_attention"} if layers else getattr(config, "sliding_window", None) is None
-    return bool(model._supports_attention_backend) and full
+    # llama4 scales queries by their place in the row
+    return bool(model._supports_attention_backend) and full and not getattr(config, "attn_temperature_tuning", False)
 
 
 def plain_mask(like: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from forklight.algo.batch import TokenStats
 from forklight.algo.logprobs.fused import SelectedLoss, selected_policy_loss, selected_stats, token_stats
 from forklight.algo.logprobs.plain import plain_stats
+from forklight.algo.logprobs.transform import PLAIN, LogitTransform
 
 HeadName = Literal["selected", "gathered", "full"]
 
@@ -40,6 +41,8 @@ class Head(ABC):
     """Of entropies."""
     entropy_grad: bool
     """Whether the statistics of `stats` have differentiable entropies."""
+    transform: LogitTransform = PLAIN
+    """What makes logits of the products of hidden states and weight; all statistics are those of the logits."""
     products: int = field(default=0, init=False)
     """Products of a row with the weight so far, those of backward included."""
 
@@ -145,8 +148,9 @@ class SelectedHead(Head):
         self.products += len(self)
         with torch.no_grad():
             found = token_stats(
-                self.hidden, self.weight, self.targets, self.temperature, self.entropy_temperature, self.entropy_grad
-            )
+                self.hidden, self.weight, self.targets, self.temperature, self.entropy_temperature, self.entropy_grad,
+                self.transform,
+            )  # fmt: skip
             return _without_cast_cache(found)
 
     def stats(self, rows: Tensor, known: TokenStats | None = None) -> TokenStats:
@@ -157,6 +161,7 @@ class SelectedHead(Head):
         found = selected_stats(
             self.hidden, self.weight, self.targets, rows,
             self.temperature, self.entropy_temperature, self.entropy_grad, known=reusable,
+            transform=self.transform,
         )  # fmt: skip
         return self._spread(found, rows, known)
 
@@ -164,7 +169,7 @@ class SelectedHead(Head):
         """See `Head.fused_loss`."""
         self.products += 3 * len(rows)
         found: SelectedLoss = selected_policy_loss(
-            self.hidden, self.weight, self.targets, rows, token_loss, self.temperature
+            self.hidden, self.weight, self.targets, rows, token_loss, self.temperature, self.transform
         )
         return found.loss, self._spread(found.stats, rows, None)
 
@@ -183,7 +188,9 @@ def differentiable_stats(head: Head) -> TokenStats:
 
 
 def _plain(head: Head, hidden: Tensor, targets: Tensor) -> TokenStats:
-    return plain_stats(hidden, head.weight, targets, head.temperature, head.entropy_temperature, head.entropy_grad)
+    return plain_stats(
+        hidden, head.weight, targets, head.temperature, head.entropy_temperature, head.entropy_grad, head.transform
+    )
 
 
 def _without_cast_cache(stats: TokenStats) -> TokenStats:

@@ -1,7 +1,9 @@
 """The language model that is trained: a causal LM of transformers with forklight's own LM head."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from forklight.algo.batch import MicroBatch
+from forklight.algo.logprobs.transform import LogitTransform
 from forklight.algo.packing import Packed, buckets_of, pack
+from forklight.models.architecture import head_bias, logit_transform, text_body
 from forklight.models.attention import NAME, packs, plain_mask
 from forklight.models.heads import HEADS, Head, HeadName
 from forklight.models.loading import PolicyConfig, load_model
@@ -28,8 +32,8 @@ class Policy(nn.Module):
 
     Raises:
         FileNotFoundError: `policy.path` names a folder that does not exist.
-        ValueError: the model has dropout, or scales its logits in a way that the head does not reproduce; or there is
-            no head of that name.
+        ValueError: the model cannot be trained, see `forklight.models.loading.load_model`; or there is no head of that
+            name.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -39,6 +43,7 @@ class Policy(nn.Module):
         self.head: HeadName = config.head
         self.model: PreTrainedModel = load_model(config)
         self.shape = Shape.of(self.model)
+        self._transform = logit_transform(self.model)
         self.work = {"train": Work(), "statistics": Work()}
         """The cost of the passes so far, in training with backward; callbacks read differences."""
         self.packing = config.packing and config.attention == "sdpa" and packs(self.model)
@@ -46,6 +51,8 @@ class Policy(nn.Module):
             self.model.set_attn_implementation(NAME)
         elif config.packing:
             log.info("model.policy.packing: %s is trained in padded batches of similar lengths", config.path)
+        self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
+        """Whether the body is told the tokens' positions; others find them from the attention mask."""
         # Models are loaded in evaluation mode, in which gradient checkpointing does nothing. Without dropout both modes
         # give the same numbers.
         self.model.train()
@@ -85,6 +92,7 @@ class Policy(nn.Module):
             temperature,
             temperature if entropy_temperature is None else entropy_temperature,
             entropy_grad,
+            self.logit_transform,
         )
         result = loss_fn(head)
         self.work["train" if torch.is_grad_enabled() else "statistics"] += work + Work(head_products=head.products)
@@ -92,15 +100,31 @@ class Policy(nn.Module):
 
     @property
     def body(self) -> nn.Module:
-        """The model without its head."""
-        body: nn.Module = self.model.base_model
-        return body
+        """The text model without its head."""
+        return text_body(self.model)
 
     @property
     def head_weight(self) -> Tensor:
         """The LM head's weight, `[V,H]`."""
         weight: Tensor = self.model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
         return weight
+
+    @property
+    def embeddings(self) -> int:
+        """The number of tokens that the model can read."""
+        weight: Tensor = self.model.get_input_embeddings().weight  # type: ignore[assignment]
+        return len(weight)
+
+    @property
+    def logit_transform(self) -> LogitTransform:
+        """What makes the model's logits of hidden states and `head_weight`."""
+        bias = head_bias(self.model)
+        return self._transform if bias is None else replace(self._transform, bias=bias)
+
+    def pad(self) -> None:
+        """Trains in padded batches from now on, as for a model that cannot run packed rows."""
+        self.packing = False
+        self.model.set_attn_implementation("sdpa")
 
     def _answer_hidden(self, micro_batch: MicroBatch, read: Tensor | None) -> tuple[Tensor, Work]:
         """Hidden states that predict the answer tokens, `[N,H]`, and the cost of the pass.

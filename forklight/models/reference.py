@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from forklight.algo.batch import MicroBatch, TokenStats
+from forklight.models.checkpoints import load_weights, policy_weights
 from forklight.models.heads import all_stats
 from forklight.models.loading import PolicyConfig
 from forklight.models.policy import Policy
@@ -66,3 +67,23 @@ class Reference:
         """Statistics of the answer tokens of some sequences under the reference."""
         stats: TokenStats = self.policy(micro_batch, all_stats, temperature=temperature)
         return stats
+
+
+def build(config: PolicyConfig, init_from: str | None, *, reference: bool) -> tuple[Policy, Reference | None]:
+    """The policy, and its reference if there is one, with the weights that a run starts from.
+
+    Args:
+        config: which model.
+        init_from: a checkpoint whose weights replace the model's.
+        reference: whether there is one.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or is of another model.
+    """
+    weights = None if init_from is None else policy_weights(init_from)
+    policy, other = Policy(config), Reference(config) if reference else None
+    if weights is not None:
+        load_weights(policy, weights, f"model.init_from {init_from}")
+        if other is not None:
+            other.copy_from(policy)
+    return policy, other

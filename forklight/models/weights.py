@@ -51,3 +51,15 @@ def _delta(adapter: nn.Module) -> Tensor:
 
 def _whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value.detach()
+
+
+@torch.no_grad()
+def checksums(model: nn.Module) -> Tensor:
+    """The sum of the bit patterns of every weight, int64 `[n]` in the order of the parameters: equal for equal weights.
+
+    Args:
+        model: not sharded.
+    """
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [weight.detach().view(kinds[weight.element_size()]).sum(dtype=torch.int64) for weight in model.parameters()]
+    return torch.stack(sums).cpu()

@@ -2,7 +2,9 @@
 
 from dataclasses import astuple, dataclass
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+
+from forklight.models.architecture import text_body, text_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,16 @@ class Shape:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Shape":
         """The shape of a model; embeddings are looked up and cost nothing, mixtures of experts count in full."""
-        config = model.config
+        config = text_settings(model.config)
         embeddings = model.get_input_embeddings().weight
         head = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
         outside = {id(embeddings), id(head)}
-        layers = sum(weight.numel() for weight in model.parameters() if id(weight) not in outside and weight.ndim > 1)
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(layers, 2 * config.num_hidden_layers * heads * width, head.numel())
+        inside = text_body(model).parameters()
+        layers = sum(weight.numel() for weight in inside if id(weight) not in outside and weight.ndim > 1)
+        per_layer = getattr(config, "per_layer_config", None)
+        kinds = list(per_layer.values() if isinstance(per_layer, dict) else per_layer) if per_layer else []
+        widths = [_attention_width(kind) for kind in kinds or [config] * config.num_hidden_layers]
+        return cls(layers, 2 * sum(widths), head.numel())
 
     def flops(self, work: Work, *, backward: bool) -> tuple[float, float]:
         """Floating-point operations of the layers and of the head; a backward pass costs the layers two forwards."""
@@ -61,3 +65,10 @@ class Shape:
     def pair_cost(self) -> float:
         """The cost of a query and a key, in units of one token."""
         return self.per_pair / self.per_token
+
+
+def _attention_width(config: PretrainedConfig) -> int:
+    """Heads times the width of one."""
+    heads: int = config.num_attention_heads
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * width

@@ -17,7 +17,7 @@ from forklight.errors import EngineError, NonFiniteError
 from forklight.rollout.config import RolloutConfig
 from forklight.rollout.generate import AnswerGenerator, Group
 from forklight.rollout.overlong import soft_overlong
-from forklight.rollout.reward_stats import reward_by_length, verdict_counts
+from forklight.rollout.reward_stats import reward_by_length, unjudged_reasons, verdict_counts
 from forklight.rollout.tensors import batch_of_rank
 from forklight.types import Completion, Problem, Verdict
 
@@ -34,6 +34,8 @@ class Rollout:
     """The kept groups of all ranks, in the order of the rollout."""
     metrics: dict[str, float]
     """Over all ranks; keys as in TensorBoard."""
+    unjudged: tuple[tuple[str, int], ...] = ()
+    """The most frequent reasons why sampled answers, discarded ones included, could not be judged; their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class SampledRollout:
     """The rank that trains on each of the P problems."""
     metrics: dict[str, float]
     """Over all ranks; keys as in TensorBoard."""
+    unjudged: tuple[tuple[str, int], ...] = ()
+    """As in `Rollout`."""
 
 
 class Collector:
@@ -115,6 +119,7 @@ class Collector:
             trained=torch.tensor([group.problem_index not in masked for group in groups]),
             ranks=tuple(rank for _, rank in places),
             metrics=metrics | _verify_metrics(kept + filler, self.config.max_new_tokens),
+            unjudged=tuple(unjudged_reasons(verdict for group in kept + filler for verdict in group.verdicts)),
         )
 
     def finish(self, sampled: SampledRollout, penalty: Tensor | None = None) -> Rollout:
@@ -140,7 +145,8 @@ class Collector:
         batch = sampled.batch.with_advantages(
             *(values[mine].flatten() for values in (rewards, advantages, contributing))
         )
-        return Rollout(batch, sampled.groups, metrics | _metrics(sampled.groups, rewards, advantages))
+        found = metrics | _metrics(sampled.groups, rewards, advantages)
+        return Rollout(batch, sampled.groups, found, sampled.unjudged)
 
     def _warn_of_truncation(self) -> None:
         if not self._warned:

@@ -18,6 +18,9 @@ class RolloutConfig:
     stop: tuple[str | int, ...] = ()
     """Strings and token ids that end an answer besides EOS, in training and evaluations: it keeps the token that
     completes one, and the verifier sees the text before."""
+    keep_special_tokens: tuple[str, ...] = ()
+    """Special tokens that stay in the text that the verifier sees, besides those that mark a thought or a result
+    (`<think>`, `<|begin_of_box|>`); all others are taken out."""
     allow_truncated_sampling: bool = False
     """Train with `top_p` or `top_k` although it biases the ratio, whose probabilities are of the full vocabulary."""
     dynamic_sampling: bool = False

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from forklight.algo.noise import hash_bits, string_key
 from forklight.data.prompts import PromptTemplate
 from forklight.errors import NonFiniteError
+from forklight.sampling.answer_text import AnswerText
 from forklight.sampling.base import Sampled, Sampler, SamplingParams
 from forklight.sampling.stops import StopCheck
 from forklight.stopwatch import Stopwatch
@@ -50,8 +51,13 @@ class AnswerGenerator:
         eos_ids: the tokens that end an answer.
         seed: the run's seed, from which all noise is derived.
         stops: what ends an answer besides these.
+        answer_text: decodes answers for the verifier.
         max_positions: the longest sequence the model can read; None if it does not say.
+        embeddings: the number of tokens that the model has a row for; None: all of the tokenizer's.
         stopwatch: times the phases `sample` and `verify`.
+
+    Raises:
+        ValueError: the model has no row for any token that ends an answer.
     """
 
     def __init__(
@@ -62,7 +68,9 @@ class AnswerGenerator:
         *,
         seed: int,
         stops: StopCheck | None = None,
+        answer_text: AnswerText | None = None,
         max_positions: int | None = None,
+        embeddings: int | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> None:
         self.sampler = sampler
@@ -70,7 +78,14 @@ class AnswerGenerator:
         self.eos_ids = eos_ids
         self.seed = seed
         self.stops = stops
+        self.answer_text = answer_text or AnswerText(tokenizer)
         self.max_positions = max_positions
+        self.embeddings = embeddings
+        if embeddings is not None and min(eos_ids) >= embeddings:
+            raise ValueError(
+                f"model.policy: the tokens that end an answer are {list(eos_ids)}, the model has {embeddings}: the "
+                "tokenizer and the model do not belong together"
+            )
         self.stopwatch = stopwatch or Stopwatch()
 
     def answer(
@@ -110,7 +125,9 @@ class AnswerGenerator:
         """
         if not problems:
             return []
-        prompts = template.encode_many(problems, self.tokenizer)
+        encoded = template.prompts(problems, self.tokenizer)
+        prompts = [prompt.token_ids for prompt in encoded]
+        self._check_tokens(problems, prompts)
         self._check_length(problems, prompts, max_new_tokens)
         uids = torch.tensor([string_key(problem.uid) for problem in problems])
         keys = hash_bits(
@@ -123,7 +140,8 @@ class AnswerGenerator:
             sampled = [[_up_to_stop(answer, self.stops) for answer in group] for group in sampled]
         logps = self._logps(problems, prompts, sampled)
         token_ids = [answer.token_ids for group in sampled for answer in group]
-        texts = self._judged_texts(token_ids)
+        begun = [prompt.begun for prompt in encoded for _ in range(answers)]
+        texts = [start + text for start, text in zip(begun, self._texts(token_ids), strict=True)]
 
         with self.stopwatch.phase("verify"):
             asked = [problem for problem in problems for _ in range(answers)]
@@ -140,12 +158,24 @@ class AnswerGenerator:
             groups.append(Group(problem, problem_indices[i], tuple(prompts[i]), completions, tuple(verdicts[span])))
         return groups
 
+    def _check_tokens(self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> None:
+        """Refuses a prompt with a token that was added to the tokenizer alone."""
+        most = max(max(ids, default=0) for ids in prompts)
+        if self.embeddings is None or most < self.embeddings:
+            return
+        uid = next(problem.uid for problem, ids in zip(problems, prompts, strict=True) if most in ids)
+        raise ValueError(
+            f"the prompt of problem {uid} has token {most} ({self.tokenizer.convert_ids_to_tokens(most)!r}), the "
+            f"policy's embedding has {self.embeddings} rows: a token was added to the tokenizer but not to the model "
+            "(resize_token_embeddings)"
+        )
+
     def _stopped(self, token_ids: list[int]) -> bool:
         return self.stops is not None and self.stops.ends(token_ids)
 
-    def _judged_texts(self, answers: list[list[int]]) -> list[str]:
+    def _texts(self, answers: list[list[int]]) -> list[str]:
         """The texts of answers, up to their stops."""
-        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        texts = self.answer_text.of_many(answers)
         if self.stops is None:
             return texts
         return [

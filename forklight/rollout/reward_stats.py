@@ -36,6 +36,26 @@ def verdict_counts(verdicts: Sequence[Verdict]) -> dict[str, float]:
     return counts | {f"rule/{name}": value / total for name, value in _largest(given).items()}
 
 
+def unjudged_reasons(verdicts: Iterable[Verdict], most: int = 3) -> list[tuple[str, int]]:
+    """The most frequent reasons why answers could not be judged, with their numbers.
+
+    Reasons that differ behind their first colon only, as messages of one kind of error do, are counted as one and shown
+    as the first of them.
+
+    Args:
+        verdicts: of any number of answers.
+        most: number of reasons.
+    """
+    counts: Counter[str] = Counter()
+    shown: dict[str, str] = {}
+    for verdict in verdicts:
+        if verdict.outcome == "unjudged":
+            kind = verdict.reason.partition(":")[0]
+            counts[kind] += 1
+            shown.setdefault(kind, verdict.reason)
+    return [(shown[kind], count) for kind, count in counts.most_common(most)]
+
+
 def reward_by_length(judged: Iterable[tuple[Verdict, int]], limit: int) -> dict[str, float]:
     """Mean reward of short and of long answers.
 

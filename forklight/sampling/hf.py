@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from forklight.algo.noise import hash_uniform
 from forklight.models.policy import Policy
-from forklight.sampling.base import Sampled, SamplingParams
+from forklight.sampling.base import Sampled, Sampler, SamplingParams
 from forklight.sampling.inverse_cdf import draw
 from forklight.sampling.kv_cache import decoding_cache
 
@@ -18,7 +17,7 @@ _NOISE_POSITIONS = 32
 """Positions whose noise is hashed at once: a hash takes about fifty small operations, whatever its size."""
 
 
-class HFSampler:
+class HFSampler(Sampler):
     """Batched decoding with a key-value cache; each prompt is read once, whatever the number of answers.
 
     An answer that has ended leaves the batch at once. Prompts of about equal length are decoded together.
@@ -77,7 +76,7 @@ class HFSampler:
         for sequence in sequences:
             ids = torch.tensor(sequence, device=weight.device)
             hidden = policy.body(input_ids=ids[None], use_cache=True).last_hidden_state[0, :-1]
-            logp = F.linear(hidden, weight).double().log_softmax(-1)
+            logp = policy.logit_transform.logits(hidden, weight).double().log_softmax(-1)
             found.append(logp.gather(1, ids[1:, None]).squeeze(1).tolist())
         policy.train(training)
         return found
@@ -110,6 +109,7 @@ def _decode(
     noise_key = torch.tensor(keys, dtype=torch.int64, device=device).repeat_interleave(answers)[:, None]
     number = torch.arange(answers, device=device).repeat(len(prompts))[:, None]
     eos, stops = torch.tensor(decoding.eos_ids, device=device), decoding.stops
+    transform = policy.logit_transform
     tokens = torch.full((len(number), limit), -1, device=device)
     logps = torch.zeros(tokens.shape, dtype=torch.float32, device=device)
     for position in range(limit):
@@ -123,6 +123,7 @@ def _decode(
             decoding.temperature,
             top_p=decoding.top_p,
             top_k=decoding.top_k,
+            transform=transform,
         )
         tokens[live.row, position], logps[live.row, position] = token, logp.float()
         ended = torch.isin(token, eos) | ~logp.isfinite()
@@ -151,7 +152,7 @@ class _Live:
         device = policy.head_weight.device
         self.end = max(map(len, prompts))
         self.first = 0  # column
-        self.body = policy.body
+        self.body, self.takes_positions = policy.body, policy.takes_positions
         self.cache = decoding_cache(policy.model, max_new_tokens)
         self.column = torch.arange(self.end + max_new_tokens, device=device)
         self.padding = torch.tensor([self.end - len(prompt) for prompt in prompts], device=device)
@@ -189,8 +190,7 @@ class _Live:
     def _read(self, ids: Tensor, position: Tensor) -> Tensor:
         """Hidden states that predict the next token, `[B,H]`."""
         mask = self.column[self.first : self.end] >= self.padding[:, None] if self.padded else None
-        output = self.body(
-            input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=self.cache, use_cache=True
-        )
+        places = {"position_ids": position} if self.takes_positions else {}
+        output = self.body(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **places)
         hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden

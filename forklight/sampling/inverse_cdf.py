@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from forklight.algo.logprobs.transform import PLAIN, LogitTransform
+
 _LOGITS_ELEMENTS = 2**24
 """Most logits in memory at once: 64 MiB in single precision."""
 
@@ -15,7 +17,14 @@ _CANDIDATES = 1024
 
 
 def draw(
-    hidden: Tensor, weight: Tensor, uniform: Tensor, temperature: float, *, top_p: float = 1.0, top_k: int = 0
+    hidden: Tensor,
+    weight: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    *,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    transform: LogitTransform = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Samples one token per row by inverse CDF in float64.
 
@@ -26,6 +35,7 @@ def draw(
         temperature: T; 0 takes the most probable token.
         top_p: see `SamplingParams`; 1 leaves the probabilities as they are.
         top_k: see `SamplingParams`; 0 leaves the probabilities as they are.
+        transform: what makes logits of the products of hidden states and weight.
 
     Returns:
         The tokens, int64 `[B]`, and their log-probabilities, float64 `[B]`: NaN in rows whose logits are NaN or +inf,
@@ -34,7 +44,7 @@ def draw(
     sampled = []
     rows = max(1, _LOGITS_ELEMENTS // len(weight))
     for start in range(0, len(hidden), rows):
-        logits = torch.nn.functional.linear(hidden[start : start + rows], weight)
+        logits = transform.logits(hidden[start : start + rows], weight)
         noise = uniform[start : start + rows]
         if temperature == 0:
             highest, token = logits.max(-1)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from forklight.sampling.answer_text import AnswerText
+
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 """What decoding writes for bytes that are no whole character."""
 
@@ -19,15 +21,19 @@ class StopCheck:
 
     Args:
         stop: stop strings and stop tokens, at least one.
-        tokenizer: the policy's; answers are decoded without special tokens, as for the verifier.
+        tokenizer: the policy's.
+        answer_text: decodes answers as for the verifier.
 
     Raises:
         ValueError: a token is not in the vocabulary, or a string has a special token or broken characters, which
             decoded text never has.
     """
 
-    def __init__(self, stop: Sequence[str | int], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, stop: Sequence[str | int], tokenizer: PreTrainedTokenizerBase, answer_text: AnswerText | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._answer_text = answer_text or AnswerText(tokenizer)
         self._strings = [item for item in stop if isinstance(item, str)]
         self._tokens = {item for item in stop if isinstance(item, int)}
         self._check()
@@ -77,7 +83,7 @@ class StopCheck:
         return token_ids[start:]
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return self._answer_text.of(token_ids)
 
     def _check(self) -> None:
         size = len(self._tokenizer)

@@ -15,7 +15,7 @@ from forklight.errors import EngineError
 from forklight.models.policy import Policy
 from forklight.models.weights import full_weights
 from forklight.sampling import vllm_engine
-from forklight.sampling.base import Sampled, SamplingParams
+from forklight.sampling.base import Sampled, Sampler, SamplingParams
 from forklight.sampling.stops import StopCheck
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _OURS = {
 """Arguments of the engine that the sampler sets."""
 
 
-class VLLMSampler:
+class VLLMSampler(Sampler):
     """Samples with vLLM, in process; the weights are synced before every rollout and evaluation.
 
     Needs vLLM: `pip install 'forklight[vllm]'` on a GPU. Every answer has its own seed, hashed from the prompt's key

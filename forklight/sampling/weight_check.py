@@ -7,22 +7,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from forklight.algo.batch import MicroBatch, TokenStats
+from forklight.algo.batch import MicroBatch
 from forklight.algo.noise import hash_bits
 from forklight.distributed import Ranks
 from forklight.errors import EngineError, WeightSyncError
-from forklight.models.heads import all_stats
+from forklight.models.forward_check import HALF_TOLERANCE, TOLERANCE, half_precision, policy_logp
 from forklight.models.policy import Policy
+from forklight.models.weights import checksums
 from forklight.sampling.base import Sampler, TakesWeights
 
 log = logging.getLogger(__name__)
 
 SEQUENCES, LENGTH = 2, 24
 """Size of the probe: long enough that every weight affects it, short enough to cost nothing compared with a rollout."""
-
-TOLERANCE, HALF_TOLERANCE = 1e-3, 0.5
-"""In nats: rounding by other kernels stays below 1e-4 in single precision, and below 0.2 in half precision."""
 
 
 class WeightSyncCheck:
@@ -57,8 +56,10 @@ class WeightSyncCheck:
 
         Raises:
             EngineError: on all ranks, if the sampler failed on one.
-            WeightSyncError: on all ranks, if the difference is above the tolerance on one.
+            WeightSyncError: on all ranks, if the difference is above the tolerance on one, or the ranks do not have
+                the same weights.
         """
+        self._check_replicas(policy)
         tokens = probe_tokens(len(policy.head_weight))
         sampler_logp, failure = None, None
         try:
@@ -73,7 +74,9 @@ class WeightSyncCheck:
             return None
         found = _Difference.of(torch.tensor(sampler_logp, dtype=torch.float64), _trainer_logp(policy, tokens))
         largest = float(self.ranks.maximum(torch.tensor(found.largest, dtype=torch.float64)))
-        tolerance = self.tolerance or (HALF_TOLERANCE if sampler.half_precision or _half(policy) else TOLERANCE)
+        tolerance = self.tolerance or (
+            HALF_TOLERANCE if sampler.half_precision or half_precision(policy) else TOLERANCE
+        )
         if largest <= tolerance:
             return largest
         if found.largest <= tolerance:
@@ -82,7 +85,24 @@ class WeightSyncCheck:
             where = found.describe(type(sampler).__name__)
         raise WeightSyncError(
             f"the sampler does not have the trainer's weights: {where}; "
-            f"model.rollout.weight_sync_tolerance = {tolerance:g}. " + _diagnosis(sampler, policy, tokens)
+            f"model.rollout.weight_sync_tolerance = {tolerance:g}. "
+            + _diagnosis(sampler, policy, tokens, found.sampler, tolerance)
+        )
+
+    def _check_replicas(self, policy: Policy) -> None:
+        """Refuses ranks whose copies of the policy have drifted apart; in shards there is one copy."""
+        weights = dict(policy.model.named_parameters())
+        if self.ranks.size == 1 or any(isinstance(weight, DTensor) for weight in weights.values()):
+            return
+        mine = checksums(policy.model)
+        apart = self.ranks.maximum(mine) != ~self.ranks.maximum(~mine)  # ~ turns the order of whole numbers round
+        if not apart.any():
+            return
+        first = next(name for name, differs in zip(weights, apart.tolist(), strict=True) if differs)
+        raise WeightSyncError(
+            f"the {self.ranks.size} ranks do not have the same weights: {int(apart.sum())} of {len(weights)} differ, "
+            f"the first is {first}. Gradients are not summed over the ranks (trainer.strategy), or something changes "
+            "weights on one rank"
         )
 
     def _warn(self, sampler: Sampler) -> None:
@@ -140,22 +160,23 @@ def _trainer_logp(policy: Policy, tokens: Tensor) -> Tensor:
         rows=rows,
         problem_index=rows,
     )
-    counted = dict(policy.work)
-    stats: TokenStats = policy(micro_batch, all_stats)
-    policy.work = counted  # the probe is not counted as work of a step
-    return stats.logp.double().cpu().view(SEQUENCES, LENGTH - 1)
-
-
-def _half(policy: Policy) -> bool:
-    weight = policy.head_weight
-    return weight.dtype.itemsize < 4 or torch.is_autocast_enabled(weight.device.type)
+    return policy_logp(policy, micro_batch).view(SEQUENCES, LENGTH - 1)
 
 
 # -- which weights are missing -----------------------------------------------------------------------------------------
 
 
-def _diagnosis(sampler: Sampler, policy: Policy, tokens: Tensor) -> str:
-    """One sentence on which weights are wrong."""
+def _diagnosis(sampler: Sampler, policy: Policy, tokens: Tensor, sampler_logp: Tensor, tolerance: float) -> str:
+    """One sentence on which weights are wrong, or what else is."""
+    if policy.packing:
+        policy.packing = False
+        unpacked = _Difference.of(sampler_logp, _trainer_logp(policy, tokens)).largest
+        policy.packing = True
+        if unpacked <= tolerance:
+            return (
+                f"Without packed rows they agree to {unpacked:.2g}: it is the trainer that is wrong, set "
+                "model.policy.packing = false"
+            )
     if not isinstance(sampler, TakesWeights):
         return (
             "The sampler shares the trainer's weights: adapters with dropout, or layers that depend on training mode, "

@@ -1,7 +1,7 @@
 """Rules that tell a run that does not learn, from the curves of its rollouts."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -16,6 +16,8 @@ CONTRIBUTING = 0.25
 PARTS = {"before_box": "before the box", "whole": "of answers that ended", "right": "of right answers"}
 """Parts of the answers whose gradient a mask should not miss: parts of `signal/`, and their names in messages."""
 
+OUTCOMES = ("right", "wrong", "unjudged")
+
 TRACKED = (
     "rollout/reward",
     "rollout/reward_se",
@@ -23,6 +25,7 @@ TRACKED = (
     "rollout/contributing",
     "fork/kept_share",
     *(f"signal/kept_{part}" for part in PARTS),
+    *(f"verify/{outcome}" for outcome in OUTCOMES),
 )
 
 
@@ -47,9 +50,12 @@ class Curves:
 
     def __init__(self, values: Mapping[str, list[float]] | None = None) -> None:
         self.values = {tag: list((values or {}).get(tag, [])) for tag in TRACKED}
+        self.reasons: tuple[tuple[str, int], ...] = ()
+        """Why answers of the last rollout could not be judged, with their numbers, the most frequent first."""
 
-    def add(self, scalars: Mapping[str, float]) -> None:
+    def add(self, scalars: Mapping[str, float], reasons: Sequence[tuple[str, int]] = ()) -> None:
         """Adds a rollout."""
+        self.reasons = tuple(reasons)
         for tag, values in self.values.items():
             values.append(float(scalars.get(tag, math.nan)))
 
@@ -126,19 +132,36 @@ def low_signal(curves: Curves, threshold: float) -> str | None:
     )
 
 
+def unjudged(curves: Curves, threshold: float) -> str | None:
+    """More than a share `threshold` of the last rollout's answers could not be judged."""
+    counts = {outcome: curves.last(f"verify/{outcome}", 1) for outcome in OUTCOMES}
+    share = counts["unjudged"] / max(sum(counts.values()), 1.0)
+    if not share > threshold:
+        return None
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in curves.reasons) or "unknown reasons"
+    return (
+        f"{counts['unjudged']:.0f} of {sum(counts.values()):.0f} answers ({share:.0%}) of rollout {curves.rollouts} "
+        f"could not be judged and earned nothing: {reasons}; see data.verifier"
+    )
+
+
 RULES: dict[str, Callable[[Curves, float], str | None]] = {
     "still_reward": still_reward,
     "rising_cuts": rising_cuts,
     "low_signal": low_signal,
+    "unjudged": unjudged,
 }
+
+AT_ONCE = ("unjudged",)
+"""Rules that look at one rollout, from the first one on."""
 
 
 def findings(curves: Curves, guards: Mapping[str, Guard], told: set[str]) -> list[Finding]:
-    """The rules that apply now and have not been told before; none within the first 2 * WINDOW rollouts."""
-    if curves.rollouts < 2 * WINDOW:
-        return []
+    """The rules that apply now and have not been told before; within the first 2 * WINDOW rollouts only AT_ONCE."""
     found = []
     for rule, guard in guards.items():
+        if rule not in AT_ONCE and curves.rollouts < 2 * WINDOW:
+            continue
         if guard.action != "off" and rule not in told and (message := RULES[rule](curves, guard.threshold)):
             found.append(Finding(rule, guard.action, f"guards.{rule}: {message}"))
     return found

@@ -1,7 +1,8 @@
 """The interfaces of verifiers, and how a run calls them."""
 
+import traceback
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from forklight.types import Problem, Verdict
 
@@ -14,8 +15,8 @@ class Verifier(Protocol):
 
     - It returns one `Verdict` per pair, in the order of the pairs.
     - It judges a pair by its two texts alone: the same pair gets the same outcome in every batch, process and run.
-    - It never raises because of an answer, however malformed, and never passes it to `eval`. A gold that cannot be
-      right (a fault of the data set) may raise `ValueError`.
+    - It never raises because of an answer, however malformed, and never passes it to `eval`. By a gold that it cannot
+      read (a fault of the data set) it leaves every answer `unjudged`.
     - It returns within a bounded time. What it cannot decide in that time is `unjudged`, never `wrong`.
     - It can be pickled (processes and pipes are started on first use and left out of its state).
     - It says in `Verdict.reason` what decided, in a short phrase that is the same for the same fault; what varies
@@ -69,6 +70,34 @@ class StartsEarly(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsGolds(Protocol):
+    """A verifier that can tell which golds it can judge by."""
+
+    def gold_faults(self, golds: Sequence[str]) -> list[str]:
+        """Why each gold cannot be read, in a few words; empty where it can."""
+        ...
+
+
+@runtime_checkable
+class DescribesItself(Protocol):
+    """A verifier that says in its own words what it does, for the table at the start of a run."""
+
+    def describe(self) -> str:
+        """On one line."""
+        ...
+
+
+def gold_faults(verifier: Verifier, golds: Sequence[str]) -> list[str]:
+    """Why each gold cannot be read by the verifier; empty where it can, or where the verifier does not say."""
+    return verifier.gold_faults(golds) if isinstance(verifier, ReadsGolds) else [""] * len(golds)
+
+
+def describe(verifier: Verifier) -> str:
+    """What judges, on one line."""
+    return verifier.describe() if isinstance(verifier, DescribesItself) else type(verifier).__name__
+
+
 def start_early(verifier: Verifier) -> None:
     """Lets the verifier begin with what takes time, if there is anything."""
     if isinstance(verifier, StartsEarly):
@@ -86,15 +115,30 @@ def judge(verifier: Verifier, answers: list[tuple[str, Problem]]) -> list[Verdic
         One verdict per pair, in the same order.
 
     Raises:
-        ValueError: the verifier returned another number of verdicts.
+        ValueError: the verifier failed, or returned something else than as many verdicts.
+        OSError: its processes cannot be started.
     """
-    if isinstance(verifier, ReadsProblems):
-        verdicts = verifier.verify_answers(answers)
-    else:
-        verdicts = verifier.verify_many([(text, problem.answer) for text, problem in answers])
+    name = type(verifier).__name__
+    try:
+        if isinstance(verifier, ReadsProblems):
+            verdicts: Any = verifier.verify_answers(answers)
+        else:
+            verdicts = verifier.verify_many([(text, problem.answer) for text, problem in answers])
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of a class of the user's
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"{name} failed with {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+        ) from error
+    if not isinstance(verdicts, Sequence) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
+        found = type(verdicts).__name__
+        if isinstance(verdicts, Sequence):
+            found += f" with {next(type(each).__name__ for each in verdicts if not isinstance(each, Verdict))}"
+        raise ValueError(f"{name} returned {found} in place of a list of {len(answers)} Verdict")
     if len(verdicts) != len(answers):
-        raise ValueError(f"{type(verifier).__name__} gave {len(verdicts)} verdicts for {len(answers)} answers")
-    return verdicts
+        raise ValueError(f"{name} gave {len(verdicts)} verdicts for {len(answers)} answers")
+    return list(verdicts)
 
 
 def sort_answers(verifier: Verifier, answers: Sequence[Sequence[str]]) -> list[list[int]]:

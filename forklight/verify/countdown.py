@@ -14,41 +14,51 @@ earlier step) and makes its result available; at the end exactly the last result
 import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 from forklight.types import Verdict
+from forklight.verify.base import Verifier
 
 MAX_CHARACTERS = 1000
 """An answer longer than this is wrong without a look at its steps."""
 
 _NUMBER = r"(0|[1-9][0-9]{0,17})"
 _STEP = re.compile(rf"{_NUMBER}([-+*/]){_NUMBER}={_NUMBER}")
+_WANTED = "a Countdown gold reads like 62 from 3, 9, 14"
 _GOLD = re.compile(rf"{_NUMBER} from ({_NUMBER}(?:, {_NUMBER})+)")
 
 
-class CountdownVerifier:
+class CountdownVerifier(Verifier):
     """Judges worked Countdown solutions. A parser with bounded work; nothing is evaluated.
 
     Reasons: "solved"; or, for a wrong answer, the first fault: "no steps", "too long (1200 characters)",
     "not a step ('..')", "number not available (14)", "wrong result (step 2: 9*7 is 63, not 64)", "not a whole number
-    (step 2: 9/2)", "numbers unused (9, 14)", "target missed (reached 49, not 62)".
+    (step 2: 9/2)", "numbers unused (9, 14)", "target missed (reached 49, not 62)". By a gold that does not read like
+    `62 from 3, 9, 14` every answer is unjudged: "gold not understood (..)".
 
     Example:
         >>> CountdownVerifier().verify_many([("9*7=63;63-1=62", "62 from 1, 7, 9")])[0].outcome
         'right'
     """
 
-    def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
-        """Judges (answer text, gold) pairs, in order.
+    def __init__(self) -> None:
+        """Has no settings."""
 
-        Raises:
-            ValueError: If a gold is not of the form `"62 from 3, 9, 14"`.
-        """
+    def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
+        """Judges (answer text, gold) pairs, in order."""
         return [self._verify(answer, gold) for answer, gold in pairs]
+
+    def gold_faults(self, golds: Sequence[str]) -> list[str]:
+        """Which golds are of another form."""
+        return ["" if _read_gold(gold) else _WANTED for gold in golds]
 
     def _verify(self, answer: str, gold: str) -> Verdict:
         start = time.perf_counter()
-        target, numbers = _read_gold(gold)
+        wanted = _read_gold(gold)
+        if wanted is None:
+            return Verdict("unjudged", f"gold not understood ({_WANTED})")
+        target, numbers = wanted
         steps = answer.strip(" \t\r\n")
         if len(steps) > MAX_CHARACTERS:
             fault: str | None = f"too long ({len(steps)} characters)"
@@ -61,10 +71,10 @@ class CountdownVerifier:
 
 
 @lru_cache(maxsize=4096)
-def _read_gold(gold: str) -> tuple[int, tuple[int, ...]]:
+def _read_gold(gold: str) -> tuple[int, tuple[int, ...]] | None:
     match = _GOLD.fullmatch(gold)
     if match is None:
-        raise ValueError(f"a Countdown gold reads like '62 from 3, 9, 14', got {gold[:80]!r}")
+        return None
     return int(match.group(1)), tuple(int(number) for number in match.group(2).split(", "))
 
 

@@ -3,12 +3,13 @@
 import re
 
 from forklight.types import Verdict
+from forklight.verify.base import Verifier
 from forklight.verify.math.extract import after_thought, find_boxes
 
 _THOUGHT = re.compile(r"</?think>")
 
 
-class FormatVerifier:
+class FormatVerifier(Verifier):
     r"""Judges the form of an answer; the gold is not read. A part of a `WeightedVerifier`, never a reward by itself.
 
     Reasons: "form kept"; else the first fault: "thought not ended", "no thought", "nothing after the thought", "more

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forklight.types import Problem, Verdict
-from forklight.verify.base import Verifier, judge, sort_answers, start_early
+from forklight.verify.base import Verifier, describe, gold_faults, judge, sort_answers, start_early
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Weighted:
     """What its reward is multiplied by; may be negative."""
 
 
-class WeightedVerifier:
+class WeightedVerifier(Verifier):
     r"""Adds up what its parts give. The first part decides whether an answer is right.
 
     The reward is the sum of weight * reward over the parts; a part that could not judge gives 0. Outcome, reason and
@@ -57,6 +57,15 @@ class WeightedVerifier:
     def classes(self, answers: Sequence[Sequence[str]]) -> list[list[int]]:
         """Numbers equal answers alike, as the first part does."""
         return sort_answers(next(iter(self.parts.values())).verifier, answers)
+
+    def gold_faults(self, golds: Sequence[str]) -> list[str]:
+        """Which golds the first part, which decides what is right, cannot read."""
+        return gold_faults(next(iter(self.parts.values())).verifier, golds)
+
+    def describe(self) -> str:
+        """The parts with their weights."""
+        parts = (f"{part.weight:g} * {name} ({describe(part.verifier)})" for name, part in self.parts.items())
+        return " + ".join(parts)
 
     def start(self) -> None:
         """Begins to start what the parts need."""

@@ -106,13 +106,6 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_dropout_is_refused(tmp_path, capsys):
-    path = write_model(tmp_path / "model", attention_dropout=0.1)
-    error = refused(capsys, fit, tmp_path / "run", "--model.policy.path", path)
-    assert path in error
-    assert "'attention_dropout': 0.1" in error
-
-
 def test_a_model_folder_without_weights_is_refused(tmp_path, capsys):
     path = write_model(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
@@ -140,8 +133,8 @@ def test_a_config_without_data_is_refused(tmp_path, capsys):
 
 
 COMMANDS = [
-    (["fti"], "'fit', 'validate', 'test', 'predict', 'compare'"),
-    ([], "{fit,validate,test,predict,compare}"),
+    (["fti"], "'fit', 'validate', 'test', 'predict', 'compare', 'export'"),
+    ([], "{fit,validate,test,predict,compare,export}"),
     (["fit", "--config", "/no.yaml"], "/no.yaml"),
 ]
 
@@ -215,7 +208,7 @@ def test_a_truncated_checkpoint_is_refused(verb, name, folder, capsys):
         assert "update-00000001.ckpt" in error
 
 
-@pytest.mark.parametrize("verb", ["fit", "predict"])
+@pytest.mark.parametrize("verb", ["validate", "predict"])
 def test_a_folder_without_checkpoint_is_refused(verb, folder, capsys):
     shutil.rmtree(folder / "checkpoints")
     error = refused_and_untouched(capsys, folder, "--ckpt_path", "last", verb=verb)

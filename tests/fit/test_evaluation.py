@@ -57,7 +57,9 @@ def test_scores_say_how_they_were_measured(finished):
     assert all(line.items() >= protocol.items() for line in others)
     assert (protocol["set"], protocol["answers"], protocol["temperature"], protocol["top_p"]) == ("toy", 5, 1.0, 1.0)
     assert (protocol["max_new_tokens"], protocol["seed"]) == (6, 11)
-    assert protocol["template"] == {"kind": "base", "text": "{problem}:", "system": ""}
+    assert protocol["template"] == {
+        "kind": "base", "text": "{problem}:", "system": "", "few_shot": [], "prefill": "", "chat_template_kwargs": {},
+    }  # fmt: skip
     assert protocol["verifier"] == "LengthParity()"
     assert protocol["versions"].keys() == {"forklight", "torch", "transformers", "math-verify"}
     assert len(protocol["problems_hash"]) == 16

@@ -51,8 +51,9 @@ def test_asking_twice_changes_nothing():
 
 
 def test_without_sets_nothing_is_evaluated():
-    found = trainer()
-    check_fit(found, None, data(val={}))
+    found, sets = trainer(), data(val={})
+    sets.trainer = found
+    sets.setup("fit")
     assert not found.limit_val_batches
 
 

@@ -68,7 +68,7 @@ def test_every_preset():
         spec = PRESETS[name]
         if spec.keep != "all":
             share = spec.share if spec.schedule is None else spec.schedule.to
-            first = "" if spec.schedule is None else "all until the mean entropy is at most 0.7 nats, then "
+            first = "" if spec.schedule is None else "all, falling over 20 rollouts to "
             assert kept == first + f"{spec.keep} {share:.0%}, {spec.rule}".replace("%", " %")
             assert ranked_together == {
                 "update": "update, all ranks",
@@ -80,7 +80,7 @@ def test_every_preset():
 
 
 def test_the_schedule_of_the_default():
-    assert PRESETS["forklight"].schedule == RhoSchedule(start=1.0, to=0.2, over_rollouts=0, until_entropy=0.7)
+    assert PRESETS["forklight"].schedule == RhoSchedule(start=1.0, to=0.2, over_rollouts=20, shape="linear")
 
 
 def test_the_row_of_the_startup_table():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_the_script_says_what_the_config_says(place):
 
     config = yaml.safe_load(YAML)
     assert {key: getattr(trainer, key) for key in config["trainer"]} == config["trainer"]
-    assert trainer.default_root_dir == config["run_dir"]
+    assert Path(trainer.logger.log_dir) == Path(config["run_dir"])
 
     model = config["model"]["init_args"]
     assert set(model) == {"policy", "rollout", "selection", "optimizer"}

@@ -17,6 +17,11 @@ CONVENTIONS_OF_ANY = {
 }
 """The same with `extraction="any"`."""
 
+CONVENTIONS_OF_NEW = {
+    "new-096": "the label wants the fraction; here a decimal within 1e-6 of it counts",
+}
+"""The same of the second set of cases."""
+
 
 def read(path):
     """The rows of a data file."""

@@ -2,7 +2,7 @@
 
 LAYERS = [
     {"types", "errors", "stopwatch", "__init__"},
-    {"algo", "metrics", "verify"},
+    {"algo", "metrics", "verify", "schedules"},
     {"distributed", "data", "models"},
     {"sampling"},
     {"rollout"},

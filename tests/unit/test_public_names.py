@@ -7,6 +7,7 @@ import pytest
 
 from forklight import cli, metrics, verify
 from forklight.algo import advantages, logprobs, selection
+from forklight.algo.logprobs.transform import PLAIN
 
 SIGNATURES = {
     cli.main: "(args: collections.abc.Sequence[str] | None = None) -> None",
@@ -15,9 +16,11 @@ SIGNATURES = {
         "(entropy, answer_mask, spec, *, logp=None, advantages=None, sequence_id=None, seed=0, reduce=None, "
         "always=None)"
     ),
-    logprobs.token_stats: "(hidden, weight, targets, temperature=1.0, entropy_temperature=None, entropy_grad=False)",
-    logprobs.selected_logprob: "(hidden, weight, targets, rows, temperature=1.0, known=None)",
-    logprobs.selected_policy_loss: "(hidden, weight, targets, rows, token_loss, temperature=1.0)",
+    logprobs.token_stats: (
+        f"(hidden, weight, targets, temperature=1.0, entropy_temperature=None, entropy_grad=False, transform={PLAIN!r})"
+    ),
+    logprobs.selected_logprob: f"(hidden, weight, targets, rows, temperature=1.0, known=None, transform={PLAIN!r})",
+    logprobs.selected_policy_loss: f"(hidden, weight, targets, rows, token_loss, temperature=1.0, transform={PLAIN!r})",
     advantages.group_advantages: "(rewards, *, scale='std', eps=1e-06)",
     verify.MathVerifier: "(extraction='box', timeout=3.0, memory_limit=2.0, workers=None)",
     verify.CountdownVerifier: "()",
@@ -25,7 +28,10 @@ SIGNATURES = {
     verify.ChoiceVerifier: "(choices='ABCDE', extraction='box')",
     verify.FormatVerifier: "(box=True, thought=False, most_after_box=20)",
     verify.WeightedVerifier: "(parts)",
-    verify.FunctionVerifier: "(function, right_from=1.0, timeout=3.0, memory_limit=2.0, workers=None)",
+    verify.FunctionVerifier: (
+        "(function, right_from=1.0, timeout=3.0, memory_limit=2.0, workers=None, completions=None)"
+    ),
+    verify.ReasoningGymVerifier: "(part='tag', right_from=1.0, timeout=10.0, memory_limit=2.0, workers=None)",
     metrics.pass_at_k: "(n, c, k)",
     metrics.PassAtK: "(k)",
     metrics.AvgAtK: "()",

@@ -91,10 +91,29 @@ def test_the_first_checkpoint_is_the_last_also_without_its_link(folder):
         folder.resume_point("last", CONFIG)
 
 
-def test_a_run_without_checkpoints_is_not_started_over(folder):
+@pytest.mark.parametrize("ckpt_path", [None, "last"])
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew_and_its_files_stay(ckpt_path, folder):
     folder.keep_config(CONFIG)
+    (folder.root / "samples.jsonl").write_text("{}\n")
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / ".update-00000001.ckpt.17.tmp").write_bytes(b"half")  # killed while it was written
+    (folder.root / "notes.txt").write_text("mine")
+    assert folder.resume_point(ckpt_path, changed("trainer.max_steps", 7)) is None
+    assert folder.set_aside() == folder.root / "replaced-0"
+    assert {path.name for path in folder.root.iterdir()} == {"replaced-0", "notes.txt"}
+    assert {path.name for path in (folder.root / "replaced-0").iterdir()} == {
+        "config-0.yaml", "samples.jsonl", "checkpoints",
+    }  # fmt: skip
+    folder.keep_config(CONFIG)
+    assert folder.set_aside() == folder.root / "replaced-1"
+
+
+def test_a_run_with_damaged_checkpoints_only_is_not_started_over(folder):
+    folder.keep_config(CONFIG)
+    saved(folder, 1).write_bytes(b"")
     with pytest.raises(RunFolderError, match="there is none; give another --run_dir"):
         folder.resume_point("last", CONFIG)
+    assert folder.set_aside() is None
 
 
 def test_a_file_is_no_folder(tmp_path):

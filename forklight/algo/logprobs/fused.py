@@ -11,6 +11,7 @@ tiles, only for the rows that are asked for:
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from forklight.algo.batch import TokenStats
 from forklight.algo.logprobs.plain import check_head
 from forklight.algo.logprobs.tiles import Gradients, Head, Slope, Softmax, gradient_pass, one_pass, softmax_pass
+from forklight.algo.logprobs.transform import PLAIN, LogitTransform
 
 
 class SelectedLoss(NamedTuple):
@@ -38,6 +40,7 @@ def token_stats(
     temperature: float = 1.0,
     entropy_temperature: float | None = None,
     entropy_grad: bool = False,
+    transform: LogitTransform = PLAIN,
 ) -> TokenStats:
     """Log-probability of each target token, and entropy of the distribution over the vocabulary at its position.
 
@@ -51,17 +54,21 @@ def token_stats(
         temperature: of the log-probabilities.
         entropy_temperature: of the entropies; `temperature` if None.
         entropy_grad: whether the entropies have a gradient too; their values are the same.
+        transform: what makes logits of the products of hidden states and weight.
 
     Returns:
-        `logp` [N], connected to `hidden` and `weight`, `entropy` [N], detached unless `entropy_grad`, and `grad_square`
-        [N], detached; float64 for float64 operands, otherwise float32. A logit of -inf counts as probability 0.
+        `logp` [N], connected to `hidden`, `weight` and the transform's bias; `entropy` [N], detached unless
+        `entropy_grad`; and `grad_square` [N], detached, by the logits as the softmax has them. They are float64 for
+        float64 operands, otherwise float32. A logit of -inf counts as probability 0.
 
     Raises:
         TypeError: targets are not int64, or hidden states or weights are float16 on a CPU.
         ValueError: shapes do not agree, a target is not in the vocabulary, or a temperature is not positive.
     """
     rows = torch.arange(len(targets), device=targets.device)
-    return selected_stats(hidden, weight, targets, rows, temperature, entropy_temperature, entropy_grad)
+    return selected_stats(
+        hidden, weight, targets, rows, temperature, entropy_temperature, entropy_grad, None, transform
+    )
 
 
 def selected_stats(
@@ -73,6 +80,7 @@ def selected_stats(
     entropy_temperature: float | None = None,
     entropy_grad: bool = False,
     known: TokenStats | None = None,
+    transform: LogitTransform = PLAIN,
 ) -> TokenStats:
     """`token_stats` of some rows; the others never enter the LM head.
 
@@ -85,13 +93,14 @@ def selected_stats(
         entropy_temperature: of the entropies; `temperature` if None.
         entropy_grad: whether the entropies have a gradient too.
         known: result of `token_stats` for all N rows with the same arguments; then only backward computes logits.
+        transform: what makes logits of the products of hidden states and weight.
 
     Raises:
         TypeError: as `token_stats`, or rows are neither int64 nor bool.
         ValueError: as `token_stats`; `known` has another number of rows, or entropies that cannot have a gradient.
     """
     entropy_temperature = temperature if entropy_temperature is None else entropy_temperature
-    check_head(hidden, weight, targets, temperature, entropy_temperature)
+    check_head(hidden, weight, targets, temperature, entropy_temperature, transform=transform)
     _check_rows(rows, targets)
     softmax = None
     if known is not None:
@@ -102,7 +111,7 @@ def selected_stats(
         every = known.logp, known.normaliser, known.entropy, known.grad_square
         softmax = Softmax(*(values.detach()[rows] for values in every))
     logp, entropy, normaliser, grad_square = _Statistics.apply(  # type: ignore[no-untyped-call]
-        hidden[rows], weight, targets[rows], temperature, entropy_temperature, softmax
+        hidden[rows], weight, transform.bias, targets[rows], temperature, entropy_temperature, softmax, transform
     )
     return TokenStats(logp, entropy if entropy_grad else entropy.detach(), normaliser, grad_square)
 
@@ -114,6 +123,7 @@ def selected_logprob(
     rows: Tensor,
     temperature: float = 1.0,
     known: TokenStats | None = None,
+    transform: LogitTransform = PLAIN,
 ) -> Tensor:
     """Log-probabilities of some rows only; the others never enter the LM head.
 
@@ -124,6 +134,7 @@ def selected_logprob(
         rows: the rows wanted, as an int64 index [M] or a bool mask [N].
         temperature: as for `token_stats`.
         known: result of `token_stats` for all N rows at this temperature; then only backward computes logits.
+        transform: what makes logits of the products of hidden states and weight.
 
     Returns:
         [M], as `token_stats(hidden[rows], weight, targets[rows], temperature).logp`, connected also when M is 0.
@@ -132,7 +143,7 @@ def selected_logprob(
         TypeError: as `token_stats`, or rows are neither int64 nor bool.
         ValueError: as `token_stats`, or `known` has another number of rows.
     """
-    return selected_stats(hidden, weight, targets, rows, temperature, known=known).logp
+    return selected_stats(hidden, weight, targets, rows, temperature, known=known, transform=transform).logp
 
 
 def selected_policy_loss(
@@ -142,6 +153,7 @@ def selected_policy_loss(
     rows: Tensor,
     token_loss: Callable[[TokenStats, slice], Tensor],
     temperature: float = 1.0,
+    transform: LogitTransform = PLAIN,
 ) -> SelectedLoss:
     """The summed loss of some rows in one pass: the gradient is computed while a tile's logits are in memory.
 
@@ -156,15 +168,16 @@ def selected_policy_loss(
         token_loss: loss of some of the M rows, `[m]`, connected to the `logp` it is given; `entropy` has no gradient.
             It is called once per tile, with the tile's slice of the M rows, also without gradients.
         temperature: of log-probabilities and entropies.
+        transform: what makes logits of the products of hidden states and weight.
 
     Raises:
         TypeError: as `token_stats`, or rows are neither int64 nor bool.
         ValueError: as `token_stats`, or `token_loss` returns another shape.
     """
-    check_head(hidden, weight, targets, temperature)
+    check_head(hidden, weight, targets, temperature, transform=transform)
     _check_rows(rows, targets)
     loss, logp, entropy, grad_square = _OnePass.apply(  # type: ignore[no-untyped-call]
-        hidden[rows], weight, targets[rows], token_loss, temperature
+        hidden[rows], weight, transform.bias, targets[rows], token_loss, temperature, transform
     )
     return SelectedLoss(loss, TokenStats(logp, entropy, grad_square=grad_square))
 
@@ -184,10 +197,12 @@ class _Statistics(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         targets: Tensor,
         temperature: float,
         entropy_temperature: float,
         known: Softmax | None,
+        transform: LogitTransform,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.lower = _autocast_type(hidden)
         ctx.temperatures = temperature, entropy_temperature
@@ -196,9 +211,10 @@ class _Statistics(torch.autograd.Function):
         else:
             wanted = (temperature,) if temperature == entropy_temperature else (temperature, entropy_temperature)
             with _no_autocast(hidden):
-                first, *others = softmax_pass(Head(hidden, weight, targets, ctx.lower), *wanted)
+                first, *others = softmax_pass(Head(hidden, weight, targets, ctx.lower, transform), *wanted)
             last = others[0] if others else first
-        ctx.save_for_backward(hidden, weight, targets, first.normaliser, last.normaliser, last.entropy)
+        ctx.transform = replace(transform, bias=None)
+        ctx.save_for_backward(hidden, weight, bias, targets, first.normaliser, last.normaliser, last.entropy)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(first.normaliser, first.grad_square)
         return first.logp, last.entropy, first.normaliser, first.grad_square
@@ -206,7 +222,7 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_logp: Tensor | None, by_entropy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normaliser, entropy_normaliser, entropy = ctx.saved_tensors
+        hidden, weight, bias, targets, normaliser, entropy_normaliser, entropy = ctx.saved_tensors
         temperature, entropy_temperature = ctx.temperatures
         if by_entropy is None or temperature == entropy_temperature:
             slopes = [Slope(temperature, normaliser, by_logp, by_entropy, entropy)]
@@ -216,9 +232,9 @@ class _Statistics(torch.autograd.Function):
                 Slope(entropy_temperature, entropy_normaliser, None, by_entropy, entropy),
             ]
         with _no_autocast(hidden):
-            head = Head(hidden, weight, targets, ctx.lower)
+            head = Head(hidden, weight, targets, ctx.lower, replace(ctx.transform, bias=bias))
             found = gradient_pass(head, slopes, of_weight=ctx.needs_input_grad[1])
-        return *_cast(found, hidden, weight), None, None, None, None
+        return *_cast(found, hidden, weight, bias), None, None, None, None, None
 
 
 class _OnePass(torch.autograd.Function):
@@ -229,9 +245,11 @@ class _OnePass(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         targets: Tensor,
         token_loss: Callable[[TokenStats, slice], Tensor],
         temperature: float,
+        transform: LogitTransform,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         losses = []
 
@@ -250,18 +268,19 @@ class _OnePass(torch.autograd.Function):
 
         lower = _autocast_type(hidden)
         with _no_autocast(hidden):
-            head = Head(hidden, weight, targets, lower)
+            head = Head(hidden, weight, targets, lower, transform)
             softmax, found = one_pass(head, temperature, slope_of, of_weight=ctx.needs_input_grad[1])
-        ctx.save_for_backward(*_cast(found, hidden, weight))
+        ctx.save_for_backward(*_cast(found, hidden, weight, bias))
         ctx.mark_non_differentiable(softmax.logp, softmax.entropy, softmax.grad_square)
         return torch.stack(losses).sum(), softmax.logp, softmax.entropy, softmax.grad_square
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        by_hidden, by_weight = ctx.saved_tensors
+        by_hidden, by_weight, by_bias = ctx.saved_tensors
         by_weight = None if by_weight is None else by_weight.mul_(scale)
-        return by_hidden * scale, by_weight, None, None, None
+        by_bias = None if by_bias is None else by_bias * scale
+        return by_hidden * scale, by_weight, by_bias, None, None, None, None
 
 
 def _autocast_type(like: Tensor) -> torch.dtype | None:
@@ -277,5 +296,11 @@ def _no_autocast(like: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(like.device.type, enabled=False)
 
 
-def _cast(found: Gradients, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-    return found.hidden.to(hidden.dtype), None if found.weight is None else found.weight.to(weight.dtype)
+def _cast(
+    found: Gradients, hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return (
+        found.hidden.to(hidden.dtype),
+        None if found.weight is None else found.weight.to(weight.dtype),
+        None if found.bias is None or bias is None else found.bias.to(bias.dtype),
+    )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from forklight.algo.batch import TokenStats
 from forklight.algo.logprobs.tiles import least_square_root
+from forklight.algo.logprobs.transform import PLAIN, LogitTransform
 
 ROWS_PER_TILE = 512
 """Rows of the head's output computed at a time."""
@@ -26,6 +27,7 @@ def plain_stats(
     temperature: float = 1.0,
     entropy_temperature: float | None = None,
     entropy_grad: bool = False,
+    transform: LogitTransform = PLAIN,
 ) -> TokenStats:
     """As `forklight.algo.logprobs.fused.token_stats`, without normalisers, under plain autograd.
 
@@ -36,16 +38,17 @@ def plain_stats(
         temperature: of the log-probabilities.
         entropy_temperature: of the entropies; `temperature` if None.
         entropy_grad: whether the entropies have a gradient too, at the cost of two more tensors [N,V].
+        transform: what makes logits of the products of hidden states and weight.
 
     Raises:
         TypeError: as `check_head`.
         ValueError: as `check_head`.
     """
     entropy_temperature = temperature if entropy_temperature is None else entropy_temperature
-    check_head(hidden, weight, targets, temperature, entropy_temperature)
+    check_head(hidden, weight, targets, temperature, entropy_temperature, transform=transform)
     logps, entropies, squares = [], [], []
     for rows, row_targets in _tiles(hidden, targets):
-        scores = _shifted_scores(rows, weight, temperature)
+        scores = _shifted_scores(rows, weight, temperature, transform)
         column, normaliser = row_targets.unsqueeze(-1), scores.logsumexp(dim=-1, keepdim=True)
         logps.append((scores.gather(-1, column) - normaliser).squeeze(-1))
         squares.append(_grad_square(scores.detach(), column, normaliser.detach()))
@@ -65,10 +68,10 @@ def _tiles(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield hidden[tile], targets[tile]
 
 
-def _shifted_scores(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+def _shifted_scores(hidden: Tensor, weight: Tensor, temperature: float, transform: LogitTransform) -> Tensor:
     """Logits / temperature minus the largest: the same softmax, and float32 is most precise near 0."""
-    logits = F.linear(hidden, weight)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    products = F.linear(hidden, weight, transform.bias)
+    logits = transform.after(products.to(torch.promote_types(products.dtype, torch.float32)))
     # in place: no backward formula needs the previous values
     logits = logits.div_(temperature)
     return logits.sub_(logits.detach().amax(dim=-1, keepdim=True))
@@ -92,7 +95,9 @@ def _entropy(scores: Tensor, normaliser: Tensor) -> Tensor:
     return normaliser.squeeze(-1) - products.sum(dim=-1)
 
 
-def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, *temperatures: float) -> None:
+def check_head(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *temperatures: float, transform: LogitTransform = PLAIN
+) -> None:
     """Refuses inputs of a wrong type or shape.
 
     Args:
@@ -100,13 +105,19 @@ def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, *temperatures: f
         weight: [V,H].
         targets: int64 [N].
         *temperatures: each must be positive.
+        transform: its bias must have a number per token, its soft cap must be positive.
 
     Raises:
         TypeError: targets are not int64, or hidden states or weights are float16 on a CPU.
-        ValueError: shapes do not agree, a target is not in the vocabulary, or a temperature is not positive.
+        ValueError: shapes do not agree, a target is not in the vocabulary, or a temperature or soft cap is not
+            positive.
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"expected hidden [N,H] and weight [V,H], got {list(hidden.shape)} and {list(weight.shape)}")
+    if transform.bias is not None and transform.bias.shape != weight.shape[:1]:
+        raise ValueError(f"expected a bias [{len(weight)}], got {list(transform.bias.shape)}")
+    if transform.softcap is not None and not transform.softcap > 0:
+        raise ValueError(f"a soft cap must be positive, got {transform.softcap}")
     if targets.dtype != torch.int64:
         raise TypeError(f"targets must be int64, not {targets.dtype}")
     if targets.shape != hidden.shape[:1]:

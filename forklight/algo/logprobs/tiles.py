@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from forklight.algo.logprobs.transform import PLAIN, LogitTransform
+
 LOWEST = -1e30
 """Lower logits are raised to this: their probability is 0, and 0 * -inf would be NaN."""
 
@@ -39,9 +41,17 @@ class Head:
         weight: [V,H].
         targets: int64 [M].
         lower: the type that autocast gives operands; None without it.
+        transform: what makes logits of the products.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, lower: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        lower: torch.dtype | None = None,
+        transform: LogitTransform = PLAIN,
+    ) -> None:
         self.device = hidden.device.type
         self.rounded = lower or weight.dtype
         hidden = hidden.to(lower or hidden.dtype)
@@ -50,6 +60,8 @@ class Head:
         # a CPU multiplies float32 no slower than bfloat16, and does not round the sums
         self.operand = operand if hidden.is_cuda else self.dtype
         self.hidden, self.weight, self.targets = hidden.to(self.operand), weight, targets
+        self.transform = transform
+        self.bias = None if transform.bias is None else transform.bias.to(self.rounded).to(self.dtype)
         self._memory: dict[str, Tensor] = {}
 
     def scratch(self, use: str, rows: int, columns: int) -> Tensor:
@@ -69,12 +81,16 @@ class Head:
         for start in range(0, len(self.weight), step):
             yield start, self.weight[start : start + step].to(self.rounded).to(self.operand)
 
-    def logits(self, rows: slice, part: Tensor, use: str = "logits") -> Tensor:
+    def logits(self, rows: slice, start: int, part: Tensor, use: str = "logits") -> Tensor:
         """One tile of logits, at least float32; the caller may overwrite it, and the next tile of the same use does."""
         hidden = self.hidden[rows]
         if hidden.dtype != self.dtype:
-            return _product(hidden, part.T)
-        return torch.mm(hidden, part.T, out=self.scratch(use, len(hidden), len(part)))
+            tile = _product(hidden, part.T)
+        else:
+            tile = torch.mm(hidden, part.T, out=self.scratch(use, len(hidden), len(part)))
+        if self.bias is not None:
+            tile.add_(self.bias[start : start + len(part)])
+        return self.transform.after_(tile)
 
     def row_products(self, a: Tensor, b: Tensor) -> Tensor:
         """The sum over the columns of a * b for tiles `[m,v]`, `[m]`."""
@@ -133,7 +149,7 @@ def softmax_pass(head: Head, *temperatures: float) -> list[Softmax]:
     tiles = head.tiles(most)
     for start, part in head.parts(most):
         for rows in tiles:
-            place, tile = head.place(rows, start, part), head.logits(rows, part)
+            place, tile = head.place(rows, start, part), head.logits(rows, start, part)
             for later, temperature in zip(reversed(range(len(sums))), temperatures, strict=True):
                 scores = tile / temperature if later else _divided(tile, temperature)
                 sums[~later].add(rows, scores, *place)
@@ -167,7 +183,7 @@ class Slope:
 
 
 class Gradients:
-    """Running gradients with respect to hidden states `[M,H]` and weight `[V,H]`, in at least float32.
+    """Running gradients with respect to hidden states `[M,H]`, weight `[V,H]` and bias `[V]`, in at least float32.
 
     Args:
         head: the rows.
@@ -178,9 +194,22 @@ class Gradients:
         self.head = head
         self.hidden = torch.zeros_like(head.hidden, dtype=head.dtype)
         self.weight = torch.empty_like(head.weight, dtype=head.dtype) if of_weight else None
+        self.bias = None if head.bias is None else torch.zeros_like(head.bias)
 
-    def add(self, rows: slice, start: int, part: Tensor, tile: Tensor) -> None:
-        """Adds the gradient with respect to a tile of logits; tiles must come in the order of their rows."""
+    def add(self, rows: slice, start: int, part: Tensor, tile: Tensor, slope: Tensor | float) -> None:
+        """Adds the gradient with respect to a tile of logits; tiles must come in the order of their rows.
+
+        Args:
+            rows: of the tile.
+            start: its first token.
+            part: its weights.
+            tile: the gradient, which is overwritten.
+            slope: of the logits by the products; see `LogitTransform.slope`.
+        """
+        if not self.head.transform.linear:
+            tile.mul_(slope)
+        if self.bias is not None:
+            self.bias[start : start + len(part)].add_(tile.sum(0))
         tile = tile.to(self.head.operand)
         _add_product(self.hidden[rows], tile, part)
         if self.weight is not None:
@@ -195,14 +224,15 @@ def gradient_pass(head: Head, slopes: list[Slope], *, of_weight: bool) -> Gradie
     tiles = head.tiles(most)
     for start, part in head.parts(most):
         for rows in tiles:
-            place, logits = head.place(rows, start, part), head.logits(rows, part).clamp_(min=LOWEST)
+            place, logits = head.place(rows, start, part), head.logits(rows, start, part).clamp_(min=LOWEST)
+            by_products = head.transform.slope(logits)
             total: Tensor | None = None
             for later, slope in zip(reversed(range(len(slopes))), slopes, strict=True):
                 scores = logits / slope.temperature if later else _divided(logits, slope.temperature)
                 tile = slope.of(rows, scores.sub_(slope.normaliser[rows, None]), *place)
                 total = tile if total is None else total.add_(tile)
             assert total is not None
-            found.add(rows, start, part, total)
+            found.add(rows, start, part, total, by_products)
     return found
 
 
@@ -224,14 +254,17 @@ def one_pass(
         every, block = slice(None), []
         for start, part in head.parts(most):
             use = f"block {start}"  # the tiles of a block are all in memory at once
-            tile, place = _divided(head.logits(rows, part, use), temperature), head.place(rows, start, part)
+            tile, place = _divided(head.logits(rows, start, part, use), temperature), head.place(rows, start, part)
             block.append((start, part, tile, sums.add(every, tile, *place), place))
         softmax = sums.result()
         softmaxes.append(softmax)
         slope = Slope(temperature, softmax.normaliser, slope_of(softmax, rows))
         for start, part, tile, peak, place in block:
             shifted = tile.add_((peak - softmax.normaliser)[:, None])
-            found.add(rows, start, part, slope.of(every, shifted, *place))
+            by_products: Tensor | float = head.transform.scale
+            if head.transform.softcap is not None:
+                by_products = head.transform.slope((shifted + softmax.normaliser[:, None]) * temperature)
+            found.add(rows, start, part, slope.of(every, shifted, *place), by_products)
     joined = (torch.cat([getattr(part, field.name) for part in softmaxes]) for field in fields(Softmax))
     return Softmax(*joined), found
 

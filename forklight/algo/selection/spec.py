@@ -232,7 +232,7 @@ def _check_combination(spec: ForkSelection) -> None:
 
 
 PRESETS = {
-    "forklight": ForkSelection(rho={"from": 1.0, "to": 0.2, "until_entropy": 0.7}),
+    "forklight": ForkSelection(rho={"from": 1.0, "to": 0.2, "over_rollouts": 20}),
     "top-20": ForkSelection(),
     "paper": ForkSelection(entropy_of="current", rule="threshold"),
     "paper-code": ForkSelection(

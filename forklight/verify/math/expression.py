@@ -6,18 +6,22 @@ Math-Verify's verdict is checked behind: it compares to six decimal places absol
 
 import re
 from collections import Counter
+from functools import lru_cache
 from itertools import product
 
 import sympy  # type: ignore[import-untyped]
-from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
-from math_verify import LatexExtractionConfig, parse, verify  # type: ignore[import-untyped]
+from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex  # type: ignore[import-untyped]
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[import-untyped]
+from math_verify import verify  # type: ignore[import-untyped]
+from math_verify.parser import get_last_eq, should_treat_as_complex  # type: ignore[import-untyped]
 
-from forklight.verify.math.numbers import has_prose, read_number, split_unit
+from forklight.verify.math.numbers import read_number
 from forklight.verify.math.structure import split_items
+from forklight.verify.math.units import has_prose, split_unit
 
 # Units are taken off before (`split_unit`): Math-Verify's own table makes `2s` 2 and `a + b + c` unreadable.
-_NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
-_CONFIG = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=_NORMALIZATION)]
+_NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+_CASES_DIFFER = ConversionConfig(lowercase_symbols=False)
 MAX_SYMBOLS = 4
 """Unknowns of two functions that are compared sign by sign."""
 
@@ -29,6 +33,8 @@ _JUXTAPOSED = re.compile(r"[0-9.]\s+[0-9]|[0-9]_|[^\x00-\x7f]")
 _MISREAD = [(re.compile(r"\\gamma(?![A-Za-z])"), r"\\varsigma"), (re.compile(r"(?<![A-Za-z\\])E(?=_)"), r"\\text{E}")]
 _GREEK = re.compile(r"\\([A-Za-z][a-z]+)")
 _MARK = re.compile(r"(?<=[A-Za-z)}])(?:'|\^\{?(?:\\prime|\\top|T|\*|\\dagger)\}?(?![A-Za-z0-9]))")
+_INVERSE = re.compile(r"[fghFGH]\^\{-1\}\s*\(|\\(?:sin|cos|tan|cot|sec|csc)\s*\^\{-1\}")
+_DROPPED = re.compile(r"\\(?:not|hat|widehat|tilde|cancel)(?![A-Za-z])")  # what the parser reads over
 _WORD_OR_COMMAND = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+")
 
 
@@ -52,7 +58,9 @@ def equal_values(gold: str, answer: str) -> bool:
     if wanted is None:
         raise GoldNotUnderstood(gold)
     found = _parse(answer)
-    if found is None or has_prose(answer) or _cases_differ(gold, answer) or _marks(gold) != _marks(answer):
+    if found is None or has_prose(answer) or _DROPPED.search(answer) or _cases_differ(gold, answer):
+        return False
+    if any(marks(gold) != marks(answer) for marks in (_marks, _inverses)):
         return False
     decimal = "." in gold or "." in answer
     if isinstance(wanted, sympy.MatrixBase):
@@ -77,22 +85,17 @@ def near(value: str, decimal: str) -> bool:
     return bool(abs(exact - sympy.Rational(number.value)) <= abs(exact) / 100)
 
 
+@lru_cache(maxsize=256)
 def _parse(text: str) -> sympy.Basic | sympy.MatrixBase | None:
     """Parses one value with Math-Verify; None if it is not understood."""
     if not text or _JUXTAPOSED.search(text):
         return None  # `5 6` would be read as 5 + 6, `101_2` as 101
     for pattern, name in _MISREAD:
         text = pattern.sub(name, text)
-    found = parse(
-        rf"\boxed{{{text}}}",
-        _CONFIG,
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",
-        parsing_timeout=None,  # the parent process keeps the time
-    )
-    if not found:
+    found = _sympy(text)
+    if found is None:
         return None
-    value = found[0].doit() if isinstance(found[0], sympy.MatrixExpr) else found[0]
+    value = found.doit() if isinstance(found, sympy.MatrixExpr) else found
     if isinstance(value, sympy.Expr | sympy.MatrixBase):
         if value.has(sympy.zoo, sympy.nan):
             return None
@@ -100,6 +103,26 @@ def _parse(text: str) -> sympy.Basic | sympy.MatrixBase | None:
         names = {symbol: sympy.Symbol(symbol.name, real=True) for symbol in value.free_symbols}
         value = value.subs({symbol: sympy.I if name.name == "i" else name for symbol, name in names.items()})
     return value
+
+
+def _sympy(text: str) -> sympy.Basic | sympy.MatrixBase | None:
+    """Reads a text as Math-Verify does, but with capitals as other letters than small ones; None if it cannot be."""
+    percent = text.endswith(r"\%")
+    text = normalize_latex(text.removesuffix(r"\%"), config=_NORMALIZATION)
+    for part in dict.fromkeys([text, get_last_eq(text)]):
+        try:
+            found = latex2sympy(
+                part,
+                is_real=not should_treat_as_complex(part),
+                normalization_config=None,
+                conversion_config=_CASES_DIFFER,
+            )
+        except MemoryError:
+            raise
+        except Exception:  # ANTLR and SymPy raise almost any type
+            continue
+        return found / 100 if percent and isinstance(found, sympy.Expr) else found
+    return None
 
 
 def _constant(value: object) -> bool:
@@ -202,3 +225,8 @@ def _cases_differ(gold: str, answer: str) -> bool:
 def _marks(text: str) -> Counter[str]:
     """Primes, transposes and stars of names, which Math-Verify does not read as such."""
     return Counter(mark.strip("^{}").replace(r"\prime", "'") for mark in _MARK.findall(text))
+
+
+def _inverses(text: str) -> int:
+    """Inverse functions, which Math-Verify takes for powers."""
+    return len(_INVERSE.findall(text))

@@ -10,6 +10,9 @@ The rules, each of which closes a way to be paid for something else than one fin
   words in `\text{}` between them or not. With any other text between them only the last counts, so a corrected answer
   is read as its correction. Repeated boxes count once.
 - A doubled backslash, `\\boxed`, is one that was escaped twice.
+- A box with `\approx` between it and the one before is its approximation; one with a question mark behind it is
+  doubted, and no answer.
+- `<|begin_of_box|>5<|end_of_box|>` is a box too.
 - Only the last 20,000 characters are searched.
 """
 
@@ -21,6 +24,10 @@ WINDOW = 20_000
 
 _TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*(?P<open>\{?)|\\.|[{}]|\$\$?", re.DOTALL)
 _COMMAND = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*(?=\{)")
+_APPROXIMATELY = re.compile(r"[\s$]*(?:\\approx(?![A-Za-z])|≈)[\s$]*")
+_QUESTION = re.compile(r"[\s$*]*(?:\\[)\]])?[\s$*]*\?")
+_BOX_TOKENS = (("<|begin_of_box|>", r"\boxed         {"), ("<|end_of_box|>", "}             "))
+"""Of GLM, and boxes of the same lengths."""
 _FORMULA = {r"\(": True, r"\[": True, r"\)": False, r"\]": False}
 _NO_WORDS = re.compile(r"(?:\\(?:text|mbox)\s*\{[^{}$\n]*\}|\\[A-Za-z]+|[^A-Za-z$\n]|[A-Za-z](?![A-Za-z]{2}))*+")
 _BETWEEN = re.compile(
@@ -68,7 +75,7 @@ def extract_box(text: str) -> Extraction:
     final = after_thought(text)
     if final is None:
         return Extraction(None, "thought not ended")
-    final = final[-WINDOW:]
+    final = _as_boxes(final[-WINDOW:])
     boxes = _boxes(final)
     outer = _outermost(boxes)
     if not outer:
@@ -78,6 +85,8 @@ def extract_box(text: str) -> Extraction:
     contents = _last_contents(final, boxes, outer)
     if not all(contents):
         return Extraction(None, "empty box")
+    if _QUESTION.match(final, boxes[outer[-1]].end + 1):
+        return Extraction(None, "box in doubt")
     return Extraction(", ".join(contents), "")
 
 
@@ -93,7 +102,7 @@ class Boxes(NamedTuple):
 
 def find_boxes(text: str) -> Boxes:
     """Counts the boxes of a text, nested ones too, and looks at the last one to begin."""
-    boxes = _boxes(text)
+    boxes = _boxes(_as_boxes(text))
     if not boxes or boxes[-1].end < 0:
         return Boxes(len(boxes), None, len(text))
     return Boxes(len(boxes), text[boxes[-1].content : boxes[-1].end], boxes[-1].end + 1)
@@ -106,7 +115,14 @@ def first_box_end(text: str) -> int:
         >>> first_box_end(r"So \boxed{\boxed{5}}, or \boxed{6}.")
         20
     """
-    return next((box.end + 1 for box in _boxes(text) if box.end >= 0), -1)
+    return next((box.end + 1 for box in _boxes(_as_boxes(text)) if box.end >= 0), -1)
+
+
+def _as_boxes(text: str) -> str:
+    """Writes a model's own box tokens as boxes; every place stays where it is."""
+    for token, box in _BOX_TOKENS:
+        text = text.replace(token, box)
+    return text
 
 
 def _boxes(text: str) -> list[_Box]:
@@ -156,11 +172,15 @@ def _last_contents(text: str, boxes: list[_Box], outer: list[int]) -> list[str]:
     """The distinct contents of the last box and of the boxes that belong to it, in order."""
     contents: dict[str, None] = {}
     after: _Box | None = None
+    decimal = ""  # an approximation of the box before it
     for number in reversed(outer):
-        if after is not None and not _belong(text, boxes[number], after):
+        box = boxes[number]
+        if after is not None and box.end >= 0 and _APPROXIMATELY.fullmatch(text, box.end + 1, after.start):
+            decimal = rf" \approx {contents.popitem()[0]}"
+        elif after is not None and not _belong(text, box, after):
             break
-        contents[_unboxed(text, boxes, number)] = None
-        after = boxes[number]
+        contents[_unboxed(text, boxes, number) + decimal] = None
+        after, decimal = box, ""
     return list(contents)[::-1]
 
 

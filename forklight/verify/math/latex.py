@@ -9,6 +9,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from forklight.verify.math.notation import currency_as_unit, from_plain, without_degrees, without_sentence
+
 _SIGNS = str.maketrans(
     {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "≤": r"\le ", "≥": r"\ge "}  # noqa: RUF001
     | {"≠": r"\ne ", "≈": r"\approx ", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in "}  # noqa: RUF001
@@ -24,20 +26,32 @@ _ROOT = re.compile(r"√\s*([0-9]+|[A-Za-z])")
 _NOT_LETTER = "(?![A-Za-z])"
 _RULES = [
     # thousands separators: only typographic ones, only before exactly three digits
-    (r"(?<=[0-9])(?:\{,\}|\\[,;:])\s*(?=[0-9]{3}(?![0-9]))", ""),
+    (r"(?<=[0-9])(?:\{,\}|,\\!|\\[,;:])\s*(?=[0-9]{3}(?![0-9]))", ""),
     (r"\{,\}", ","),
     # layout
     (r"\\!\s*|\\\$|\$|(?<!\\)\\[()\[\]]", ""),
     (r"\\phantom\s*\{[^{}]*\}", " "),
+    (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
+    (rf"\\(?:tiny|scriptsize|footnotesize|small|normalsize|[lL]arge|LARGE|[hH]uge|bf|rm|it|sf|tt){_NOT_LETTER}\s?", ""),
+    (rf"\\(?:scriptstyle|boldmath|strut|mathstrut|nolimits|underline|ensuremath|smash){_NOT_LETTER}\s?", ""),
+    (r"\\[hv]space\*?\s*\{[^{}]*\}", " "),
+    (r"\\&", ", "),
+    (r"\\not\s*=", r"\\ne "),
     (rf"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits){_NOT_LETTER}\s?", ""),
     (rf"(?:(?<!\\)\\[,;:> ]|~|\\q?quad{_NOT_LETTER}|\s)+", " "),  # runs as one: rules below look back over blanks
     # synonyms
     (rf"\\[dtc]frac{_NOT_LETTER}", r"\\frac"),
     (rf"\\[dt]binom{_NOT_LETTER}", r"\\binom"),
-    (r"\\(?:text(?:normal|bf|it|rm)|mbox|mathrm|mathbf|mathit|boldsymbol|operatorname)\s*(?=\{)", r"\\text"),
+    (
+        r"\\(?:text(?:normal|bf|it|rm|sf|tt|sc|up)|[mh]box|emph|bm|math(?:rm|bf|it|sf|tt)|boldsymbol|operatorname)\*?\s*(?=\{)",
+        r"\\text",
+    ),
     (r"\\text\s+\{", r"\\text{"),
     (r"\\text\{\s*\}", " "),
     (r"\\text\{([ied])\}", r"\1"),
+    (rf"\\lg{_NOT_LETTER}", r"\\log_{10} "),
+    (r"\\log\s*_\s*([0-9A-Za-z]|\{[^{}]*\})\s*", r"\\log_{\1} "),
+    (r"\\log_\{\{([^{}]*)\}\}", r"\\log_{\1}"),
     (rf"\\(?:leq(?:slant)?|le){_NOT_LETTER}|<=", r"\\le "),
     (rf"\\(?:geq(?:slant)?|ge){_NOT_LETTER}|>=", r"\\ge "),
     (rf"\\neq?{_NOT_LETTER}|!=", r"\\ne "),
@@ -70,6 +84,10 @@ _RULES = [
 ]
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _RULES]
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z!%{}$])")
+_LINES = re.compile(r"[^\S\n]*\n\s*\n\s*")
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+_CLOSING = re.compile(r"[.,;:\s\\]+$")
+_AROUND = [("`", "`"), ("'", "'"), ('"', '"')]
 _BARE_AND = re.compile(r"\s*,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*")
 _ALL_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _SINGLE_LETTERS = re.compile(r"[^A-Za-z]*(?:[A-Za-z](?![A-Za-z])[^A-Za-z]*)*")
@@ -86,15 +104,19 @@ def clean(text: str) -> str:
         >>> clean("5²")
         '5^{2}'
     """
+    text = currency_as_unit(_LINES.sub(", ", text.strip()))
     if not text.isascii():
         text = _ascii(text)
+    if "circ" in text:
+        text = without_degrees(text)
     if r"\begin" not in text:
         text = _DOUBLED.sub(r"\\", text)
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
+    text = from_plain(text)
     if r"\text" not in text:
         text = _BARE_AND.sub(", ", text)
-    text = _strip(text)
+    text = _strip(without_sentence(_strip(text)))
     return _strip(unwrap_text(text))
 
 
@@ -115,10 +137,23 @@ def _vulgar(character: str) -> str:
 
 
 def _strip(text: str) -> str:
-    text = text.strip().rstrip(".,;: ")
-    while text.endswith("\\\\"):
-        text = text[:-2].rstrip(".,;: ")
+    text = _CLOSING.sub("", text.strip())
+    while text.startswith("{") and _closing_brace(text) == len(text) - 1:
+        text = text[1:-1].strip()
+    for opening, closing in _AROUND:
+        if len(text) > 2 and text[0] == opening and text[-1] == closing and not {opening, closing} & {*text[1:-1]}:
+            text = text[1:-1].strip()
     return text.removeprefix(r"\approx").removeprefix("=").strip()
+
+
+def _closing_brace(text: str) -> int:
+    """The place of the brace that closes the first one; -1 if there is none."""
+    depth = 0
+    for match in _BRACES.finditer(text):
+        depth += (match.group() == "{") - (match.group() == "}")
+        if depth == 0 and match.group() in "{}":
+            return match.start()
+    return -1
 
 
 def unwrap_text(text: str) -> str:

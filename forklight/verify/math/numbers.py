@@ -1,4 +1,4 @@
-r"""Plain numbers as fractions: integers, decimals, `\frac{a}{b}`, mixed numbers, powers of ten; percent, units."""
+r"""Plain numbers as fractions: integers, decimals, `\frac{a}{b}`, mixed numbers, powers of ten, repeating decimals."""
 
 import re
 from fractions import Fraction
@@ -13,23 +13,13 @@ _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+|0,[0-9]{{3,}})"
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?:"
     rf"(?P<whole>[0-9]+)?\s*\\frac\{{\s*(?P<minus>-?)\s*(?P<above>{_INTEGER})\s*\}}\{{\s*(?P<below>{_INTEGER})\s*\}}"
-    rf"|(?P<over>{_INTEGER})\s*/\s*(?P<under>{_INTEGER})"
+    rf"|(?:(?P<apart>[0-9]+)\s+)?(?P<over>{_INTEGER})\s*/\s*(?P<under>{_INTEGER})"
     rf"|(?P<decimal>{_DECIMAL})(?:\s*\\times\s*10\^(?:\{{\s*(?P<power>[-+]?[0-9]+)\s*\}}|(?P<digit>[0-9])))?"
+    rf"|(?P<before>[0-9]*\.)(?P<fixed>[0-9]*)(?:\\(?:overline|bar)\s*\{{(?P<period>[0-9]+)\}}|\((?P<round>[0-9]+)\)|\\dot\s*\{{?(?P<dot>[0-9])\}}?)"
     rf"|10\^(?:\{{\s*(?P<ten>[-+]?[0-9]+)\s*\}}|(?P<ten_digit>[0-9]))"
     rf")(?P<base>_(?:\{{[0-9]+\}}|[0-9]+))?\s*(?P<percent>\\%)?"
 )
-_UNIT = re.compile(r"\s*\\text\{\s*(?P<text>[A-Za-z./\s]+)\s*\}\s*(?P<power>\^(?:[0-9]|\{-?[0-9]\}))?$")
-_BARE_UNITS = (
-    "cm|mm|km|kg|miles?|feet|ft|inch(?:es)?|hours?|minutes?|seconds?|days?|dollars?|cents?|degrees?|units?|meters?"
-)
-_BARE_UNIT = re.compile(rf"(?<=[0-9}}\s])\s*(?P<text>{_BARE_UNITS})(?P<power>\^(?:[0-9]|\{{[0-9]\}}))?$")
-_TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_SENTENCE = """a about above and any approximately at below between but either except for if in is least less maybe mod
-more most neither no not or over plus than then times to under unless up when where with without wrong"""
-_QUANTITIES = """billion cubed double dozen e eight five four half hundred i million minus multiplied n nine one pi
-seven six squared ten thousand three trillion triple twelve twice two x y z zero"""
-_SINGULAR = {"feet": "foot", "ft": "foot", "inches": "inch", "lbs": "lb", "hrs": "hr"}
-_NOT_UNITS = frozenset(_SENTENCE.split() + _QUANTITIES.split())
+_THOUSANDS = re.compile(r"(?<![0-9,.(\[])(?<!\\\{)[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9)\]]|,[0-9]|\\\})")
 
 
 class Number(NamedTuple):
@@ -44,28 +34,6 @@ class Number(NamedTuple):
     """The digits of a base-b number (`"101"`), else empty."""
     radix: str
     """The subscript of a base-b number, else empty."""
-
-
-def split_unit(text: str) -> tuple[str, str]:
-    r"""Takes a unit off the end: `5\text{ cm}^2` -> (`5`, `cm2`). Words of a sentence (`or`, `not`, ..) are no unit.
-
-    Example:
-        >>> split_unit(r"12\sqrt{13}\text{ feet}"), split_unit(r"5 \text{ or more}")
-        (('12\\sqrt{13}', 'foot'), ('5 \\text{ or more}', ''))
-    """
-    match = _UNIT.search(text) or _BARE_UNIT.search(text)
-    if match is None or match.start() == 0:
-        return text, ""
-    words = match.group("text").lower().replace(".", "").split()
-    if not 0 < len(words) <= 3 or not _NOT_UNITS.isdisjoint(words):
-        return text, ""
-    singular = [_SINGULAR.get(word) or (word.removesuffix("s") if len(word) > 3 else word) for word in words]
-    return text[: match.start()].strip(), "".join(singular) + (match.group("power") or "").strip("^{}")
-
-
-def has_prose(text: str) -> bool:
-    r"""Whether a `\text{}` holds words of a sentence, as in `5 \text{ is wrong}`."""
-    return any(not _NOT_UNITS.isdisjoint(content.lower().split()) for content in _TEXT.findall(text))
 
 
 @lru_cache(maxsize=4096)
@@ -83,6 +51,9 @@ def read_number(text: str) -> Number | None:
     if part["decimal"].startswith("0,"):  # no thousands: a decimal comma
         part["decimal"] = part["decimal"].replace(",", ".")
     part = {name: value.replace(",", "") for name, value in part.items()}
+    if part["before"]:
+        return _repeating(part)
+    part["whole"] = part["whole"] or part["apart"]
     exponent = part["power"] or part["digit"] or part["ten"] or part["ten_digit"] or "0"
     below = part["below"] or part["under"] or "1"
     if abs(int(exponent)) > 9999 or int(below) == 0:
@@ -90,6 +61,8 @@ def read_number(text: str) -> Number | None:
     if part["whole"] and part["minus"]:
         return None
     if part["base"] and not part["decimal"].isdecimal():
+        return None
+    if part["apart"] and int(part["over"].replace(",", "")) >= int(below):
         return None
     above = part["above"] or part["over"] or part["decimal"] or "1"
     value = Fraction(f"0{above}" if above.startswith(".") else above.rstrip(".")) / int(below)
@@ -104,6 +77,16 @@ def read_number(text: str) -> Number | None:
         base=part["decimal"].lstrip("0") if part["base"] else "",
         radix=part["base"].strip("_{}"),
     )
+
+
+def _repeating(part: dict[str, str]) -> Number | None:
+    """A repeating decimal, which is exact."""
+    period = part["period"] or part["round"] or part["dot"]
+    if part["base"]:
+        return None
+    start = Fraction(int(part["before"].rstrip(".") + part["fixed"] or "0"), 10 ** len(part["fixed"]))
+    value = start + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(part["fixed"]))
+    return Number(-value if part["sign"] == "-" else value, Fraction(0), bool(part["percent"]), "", "")
 
 
 def same_number(gold: Number, answer: Number) -> bool:
@@ -133,3 +116,13 @@ def _close(gold: Number, answer: Number, wanted: Fraction, found: Fraction) -> b
     if not gold.quantum and wanted.denominator == 1:
         size = min(size, Fraction(1))
     return abs(wanted - found) <= RELATIVE_TOLERANCE * size and abs(wanted - found) < quantum
+
+
+def join_thousands(text: str) -> str:
+    r"""Takes the commas out of numbers such as `1,000`, except directly within brackets: `(1,000)` is a pair.
+
+    Example:
+        >>> join_thousands(r"10,080\\pi"), join_thousands("32, 349"), join_thousands("(12,345)")
+        ('10080\\\\pi', '32, 349', '(12,345)')
+    """
+    return _THOUSANDS.sub(lambda number: number.group().replace(",", ""), text) if "," in text else text

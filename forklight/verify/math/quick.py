@@ -1,4 +1,4 @@
-r"""What can be decided about two texts without SymPy: equal texts, plain numbers, words, choices, ratios.
+r"""What can be decided about two texts without SymPy: equal texts, numbers, words, choices, ratios, usual formulas.
 
 Most answers of a run end here; the rest goes to the worker process, which starts with the same decision for each part.
 """
@@ -6,7 +6,10 @@ Most answers of a run end here; the rest goes to the worker process, which start
 import re
 from typing import NamedTuple
 
-from forklight.verify.math.numbers import read_number, same_number, split_unit
+from forklight.verify.math.evaluate import same_formula
+from forklight.verify.math.numbers import join_thousands, read_number, same_number
+from forklight.verify.math.units import split_unit
+from forklight.verify.math.words import same_meaning
 
 _WORDS = re.compile(r"\\text\{([^{}]*)\}|([A-Za-z][A-Za-z ]*)")
 _CHOICE = re.compile(r"\(?([A-Z])\)?")
@@ -14,10 +17,24 @@ _CHOICE_AND_VALUE = re.compile(
     r"\\text\{\s*\(?([A-Z])\)?[.:]?\s*\}(.*)|\(([A-Z])\)(.*)|([A-Z])(?:[.:)](.*)|\s+([\\0-9(].*))?",
     re.DOTALL,
 )
-_OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])[A-Z](?![A-Za-z])")
+_MARKED_CHOICE = re.compile(
+    r"\\text\{\s*(?:\(([A-Z])\)|([A-Z])[.:)])\s*\}(.*)|\(([A-Z])\)((?:\s|\\text).*)?|([A-Z])[.:)](?!\S*=)(.*)",
+    re.DOTALL,
+)
+"""A choice whose value may stand behind it; `C 5` and `(C)5` may be products."""
+_OPERATOR = re.compile(r"\s*(?:[-+*/^_!<>=|]|\\(?:cdot|times|div|pm|mp|ne|le|ge|to|approx|cup|cap|in|mid)(?![A-Za-z]))")
+_OPTION = re.compile(r"(?:\\text\{\s*)?(?:option|choice|answer)[\s:]*(?:\}\s*)?(\(?[A-Z]\)?)\s*\}?", re.IGNORECASE)
+_OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])(?!A [a-z]{2})[A-Z](?![A-Za-z])")
+_CHOOSE = re.compile(
+    r"(?<![A-Za-z\\])(?:C_\{?([0-9A-Za-z+\-]+)\}?\^\{?([0-9A-Za-z+\-]+)\}?|C\(([0-9A-Za-z+\-]+),\s*([0-9A-Za-z+\-]+)\)"
+    r"|(?:\{\})?_\{?([0-9A-Za-z])\}?C_\{?([0-9A-Za-z])\}?)"
+)
 _RATIO = re.compile(r"[0-9]+(?:\s*:\s*[0-9]+)+")
 _LETTER_RUN = re.compile(r"[A-Za-z]{4}")
-_PROSE = re.compile(r"(?<![A-Za-z\\])(?:is|not|or|and|wrong|nor|but)(?![A-Za-z])|\([A-Z]\)")
+_PROSE = re.compile(
+    r"(?<![A-Za-z\\])(?:is|not|or|and|wrong|nor|but|false|incorrect|if|unless|maybe|perhaps|instead|rather|cannot|isn't|except|neither|either|no)"
+    r"(?![A-Za-z])|\([A-Z]\)"
+)
 
 
 class Decision(NamedTuple):
@@ -35,16 +52,17 @@ def quick(gold: str, answer: str) -> Decision | None:
         Whether they are equal, and by what; None if the texts alone do not tell.
 
     Example:
-        >>> quick("5", r"5\text{ cm}"), quick("(x+1)^2", "x^2+2x+1")
+        >>> quick("5", r"5\text{ cm}"), quick("x", r"\sqrt{x^2}")
         (Decision(equal=True, by='number'), None)
     """
     if not answer.isascii() and any(c.isdigit() and not c.isascii() for c in answer):
         return Decision(False, "digits")  # of other scripts, which Python and SymPy would read
+    gold, answer = join_thousands(gold), _combinations(join_thousands(answer), gold)
     if _without_blanks(gold) == _without_blanks(answer):
         return Decision(True, "text")
     if r"\ldots" in gold or r"\ldots" in answer:
         return Decision(False, "dots")  # what they stand for cannot be compared
-    for decide, name in ((_choice, "choice"), (_words, "words"), (_ratio, "ratio"), (_number, "number")):
+    for decide, name in _RULES:
         verdict = decide(gold, answer)
         if verdict is not None:
             return Decision(verdict, name)
@@ -67,29 +85,50 @@ def _without_blanks(text: str) -> str:
     return re.sub(r"(?<=[^A-Za-z0-9])\s+|\s+(?=[^A-Za-z0-9])", "", text)
 
 
+def _combinations(answer: str, gold: str) -> str:
+    """Writes `C_n^k`, `C(n,k)` and `_nC_k` as binomial coefficients, where the gold has no such letter."""
+    if "C" in gold:
+        return answer
+    return _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[3] or m[5]}}}{{{m[2] or m[4] or m[6]}}}", answer)
+
+
 def _choice(gold: str, answer: str) -> bool | None:
     r"""A gold that is one capital letter: `C` = `(C)` = `(C)\ 5`, but not `(C) or (D)` and not `c`."""
     wanted = _CHOICE.fullmatch(gold)
     if wanted is None:
         return None
-    found = read_choice(answer)
+    found = read_choice(answer, marked=True)
     if found is not None:
         return wanted.group(1) == found
     return False if len(answer) == 1 or re.match(r"\([A-Z]\)", answer) else None
 
 
-def read_choice(answer: str) -> str | None:
+def read_choice(answer: str, marked: bool = False) -> str | None:
     r"""The letter of a multiple-choice answer in the common spelling: `C`, `(C)`, `C.`, `(C) 5`, `\text{C} 5`.
 
+    Args:
+        answer: in the common spelling.
+        marked: whether a value may follow only a letter with brackets, a dot or a colon: where choices are not known to
+            be asked for, `C 5` may be a product.
+
     Returns:
-        None if it is none, or what stands behind the letter is prose or has another letter.
+        None if it is none, or what stands behind the letter is prose, an operation or has another letter.
     """
-    whole = re.fullmatch(r"\\text\{([^{}]*)\}", answer)
-    found = _CHOICE_AND_VALUE.fullmatch(whole.group(1).strip() if whole else answer)
+    option = _OPTION.fullmatch(answer)
+    whole = re.fullmatch(r"\\text\{([^{}]*)\}", option[1] if option else answer)
+    text = whole.group(1).strip() if whole else option[1] if option else answer
+    plain = _CHOICE.fullmatch(text.rstrip(".:)") if not text.startswith("(") else text)
+    if plain:
+        return plain[1]
+    found = (_MARKED_CHOICE if marked else _CHOICE_AND_VALUE).fullmatch(text)
     if found is None:
         return None
-    letter, value = (found[1] or found[3] or found[5]), (found[2] or found[4] or found[6] or found[7] or "")
-    return None if _PROSE.search(value) or _OTHER_CHOICE.search(value) else letter
+    if marked:
+        letter, value = (found[1] or found[2] or found[4] or found[6]), (found[3] or found[5] or found[7] or "")
+    else:
+        letter, value = (found[1] or found[3] or found[5]), (found[2] or found[4] or found[6] or found[7] or "")
+    unclear = _PROSE.search(value) or _OTHER_CHOICE.search(value) or (marked and _OPERATOR.match(value))
+    return None if unclear else letter
 
 
 def _words(gold: str, answer: str) -> bool | None:
@@ -125,6 +164,24 @@ def _number(gold: str, answer: str) -> bool | None:
     return same_number(number, other) and _units_agree(unit, other_unit)
 
 
+def _formula(gold: str, answer: str) -> bool | None:
+    """Usual formulas, with or without a unit."""
+    (wanted, unit), (found, other_unit) = split_unit(gold), split_unit(answer)
+    return same_formula(wanted, found) if _units_agree(unit, other_unit) else None
+
+
 def _units_agree(unit: str, other: str) -> bool:
-    """Two different units differ; a missing one is taken to be the other."""
-    return not unit or not other or unit == other
+    r"""Two different units differ; a missing one is taken to be the other, but `\Omega` in a gold may be a factor."""
+    if unit == "Omega":
+        return other in ("Omega", "ohm")
+    return not unit or not other or unit == other.replace("Omega", "ohm")
+
+
+_RULES = (
+    (_choice, "choice"),
+    (same_meaning, "words"),
+    (_words, "words"),
+    (_ratio, "ratio"),
+    (_number, "number"),
+    (_formula, "expression"),
+)

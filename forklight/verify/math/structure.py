@@ -14,6 +14,8 @@ _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\\?[A-Za-z]+|[0-9])")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _NAME = re.compile(r"[A-Za-z|:',\s{}]*")
 _NO_NAMES = r"\sqrt \cdot \times \div \sum \int \prod \pm \mp \infty \pi \log \ln \sin \cos \tan \binom \max \min \lim"
+_LETTER = r"[A-Za-z](?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z]+\}))?"
+_SUM = re.compile(rf"{_LETTER}(?:\s*\+\s*{_LETTER})+")
 _OPERATIONS = frozenset(_NO_NAMES.split())
 
 
@@ -101,3 +103,8 @@ def is_name(text: str) -> bool:
     if bare and not without_arguments:
         return is_name(bare[1:-1])
     return _NAME.fullmatch(without_arguments) is not None and any(map(str.isalpha, without_arguments))
+
+
+def is_sum_of_names(text: str) -> bool:
+    """Whether the text is a sum such as `m+n`, which problems ask for by the names they gave."""
+    return _SUM.fullmatch(text) is not None

@@ -8,18 +8,26 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from forklight.types import Outcome, Problem, Verdict
+from forklight.verify.base import Verifier
 from forklight.verify.math.classes import answer_classes
-from forklight.verify.math.copied import copied
+from forklight.verify.math.copied import copied, copied_terms
 from forklight.verify.math.extract import WINDOW, after_thought, extract_box
 from forklight.verify.math.latex import clean
 from forklight.verify.math.limits import too_large
 from forklight.verify.math.numbers import read_number
 from forklight.verify.math.prose import marked_answer
-from forklight.verify.math.quick import quick
+from forklight.verify.math.quick import is_plain, quick
 from forklight.verify.workers.pool import Reply, UsesWorkers
 
 # A gold of words around a formula: a worked solution without a box.
 _PROSE = re.compile(r"[a-z]{2,}\s+[A-Za-z]+[^$\\]*(?:\$|\\[(\[])[^$]*(?:\$|\\[)\]])")
+
+
+_PROBE = r"\boxed{\sqrt{7919}+x}"
+"""An answer that equals no gold, and is compared with each as an expression."""
+
+FIRST_PARSED = 100
+"""Formulas among golds that are parsed first: each takes a worker some milliseconds, and most sets have no fault."""
 
 
 class _Judgement(NamedTuple):
@@ -46,7 +54,7 @@ class _Question(NamedTuple):
     """Whether `gold` is such a text."""
 
 
-class MathVerifier(UsesWorkers):
+class MathVerifier(UsesWorkers, Verifier):
     r"""Judges whether the final answer of a text equals the gold, with Math-Verify in processes that can be killed.
 
     The path of an answer: the last box (`extract`), caps on its size (`limits`), one common spelling (`latex`), then
@@ -54,9 +62,9 @@ class MathVerifier(UsesWorkers):
 
     Reasons of a right answer say what decided: "equal text", "equal number", "equal ratio", "equal words", "equal
     choice", "equal expression". Wrong: "not equal"; without a comparison "no box", "box not closed", "empty box",
-    "thought not ended", "no answer found", "too large to be an answer (..)"; where the problem is known, "copied from
-    the problem". Unjudged: "time limit 3.0 s", "memory limit 2.0 GiB", "worker died (exit code ..)", "comparison failed
-    (..)", "gold not understood".
+    "thought not ended", "box in doubt", "no answer found", "too large to be an answer (..)"; where the problem is
+    known, "copied from the problem". Unjudged: "time limit 3.0 s", "memory limit 2.0 GiB", "worker died (exit code
+    ..)", "comparison failed (..)", "gold not understood".
 
     Conventions, where tastes differ: a list without brackets may come in any order; 2/4 is 1/2; 50% is 50 as well as
     0.5; a unit or a number base counts only if both sides have one; degree and dollar signs are not read; `x = 5`
@@ -118,12 +126,31 @@ class MathVerifier(UsesWorkers):
     def verify_answers(self, answers: list[tuple[str, Problem]]) -> list[Verdict]:
         """Judges (answer text, problem) pairs, in order; an answer copied from its problem is wrong."""
         verdicts = self.verify_many([(text, problem.answer) for text, problem in answers])
+        copies = self._copies([verdict.extracted if verdict.right else None for verdict in verdicts], answers)
         return [
-            replace(verdict, outcome="wrong", reason="copied from the problem")
-            if verdict.right and verdict.extracted and copied(verdict.extracted, problem.answer, problem.prompt)
-            else verdict
-            for verdict, (_, problem) in zip(verdicts, answers, strict=True)
+            replace(verdict, outcome="wrong", reason="copied from the problem") if copy else verdict
+            for verdict, copy in zip(verdicts, copies, strict=True)
         ]
+
+    def _copies(self, extracted: list[str | None], answers: list[tuple[str, Problem]]) -> list[bool]:
+        """Which right answers are copied from their problem, or hold a copied term that equals the gold by itself."""
+        found = [False] * len(extracted)
+        asked: list[tuple[int, _Question]] = []
+        for number, (answer, (_, problem)) in enumerate(zip(extracted, answers, strict=True)):
+            wanted = _read_gold(problem.answer, False) if answer else None
+            if not answer or wanted is None:
+                continue
+            found[number] = copied(answer, wanted.text, problem.prompt)
+            for term in () if found[number] else copied_terms(answer, problem.prompt):
+                decided = quick(wanted.text, term)
+                if decided is None:
+                    asked.append((number, _Question(wanted.text, term)))
+                elif decided.equal:
+                    found[number] = True
+        asked = [(number, question) for number, question in asked if not found[number]]
+        for (number, question), reply in zip(asked, self._ask([question for _, question in asked]), strict=True):
+            found[number] = found[number] or _read(question, reply).outcome == "right"
+        return found
 
     def classes(self, answers: Sequence[Sequence[str]]) -> list[list[int]]:
         """Numbers mathematically equal answers of each list alike; see `answer_classes`. What is unjudged differs."""
@@ -133,6 +160,37 @@ class MathVerifier(UsesWorkers):
             return [_read(*pair).outcome == "right" for pair in zip(questions, self._ask(questions), strict=True)]
 
         return answer_classes(answers, compare)
+
+    def gold_faults(self, golds: Sequence[str]) -> list[str]:
+        """Which golds cannot be compared with answers: sentences, worked solutions without a box, broken formulas.
+
+        The workers parse formulas: of many different ones `FIRST_PARSED`, evenly spread, and the others if there is a
+        fault among these.
+        """
+        faults = {gold: self._gold_fault(gold) for gold in golds}
+        formulas = [gold for gold, fault in faults.items() if fault is None]
+        step = max(1, len(formulas) // FIRST_PARSED)
+        faults |= self._parse_faults(formulas[::step])
+        if any(faults[gold] for gold in formulas):
+            faults |= self._parse_faults([gold for gold in formulas if faults[gold] is None])
+        return [faults[gold] or "" for gold in golds]
+
+    def _parse_faults(self, golds: list[str]) -> dict[str, str | None]:
+        """Which formulas the workers do not understand, by gold; one that takes too long may yet be understood."""
+        verdicts = self.verify_many([(_PROBE, gold) for gold in golds])
+        unknown = "gold not understood"
+        return {gold: unknown if v.reason == unknown else "" for gold, v in zip(golds, verdicts, strict=True)}
+
+    def _gold_fault(self, gold: str) -> str | None:
+        """What a look at the gold says; None where only a comparison can tell."""
+        wanted = _read_gold(gold, self.extraction == "any")
+        if wanted is None:
+            return "nothing in it, or more than fits an answer"
+        if wanted.prose:
+            return None
+        if "boxed" not in gold and "fbox" not in gold and marked_answer(gold) is not None:
+            return "a sentence with an answer in it"
+        return "" if is_plain(wanted.text) else None
 
     def _look(self, text: str, gold: str) -> _Judgement | _Question:
         """What the texts alone decide, or what is left to ask."""

@@ -11,10 +11,7 @@ import time
 from multiprocessing import Pipe
 from typing import Any
 
-from forklight.verify.workers.messages import PID
-
-START_LIMIT = 120.0
-"""Seconds that imports may take before a worker can serve. Not part of any answer's time."""
+from forklight.verify.workers.messages import IMPORT_LIMIT, IMPORTED, IMPORTS, PID
 
 LOOK_EVERY = 0.02
 """Seconds between two looks at a worker's memory."""
@@ -51,7 +48,7 @@ class Nursery:
                 stdout=subprocess.DEVNULL,
                 env=environment,
             )
-        self._socket.settimeout(START_LIMIT)
+        self._socket.settimeout(IMPORT_LIMIT)
         self._ready = False
         self._killed: list[int] = []  # workers that the nursery has not heard of
 
@@ -134,36 +131,46 @@ class Worker:
         self.busy = True
         self._nursery = nursery
         self._started = False
-        self._limit = START_LIMIT
+        self._limit = IMPORT_LIMIT
         self._since = self._looked = time.monotonic()
+        self._importing: float | None = None  # since when it imports what the request needs
 
     @property
     def seconds(self) -> float:
-        """Wall time since the present request was sent."""
-        return time.monotonic() - self._since
+        """Wall time since the present request was sent, without that of imports."""
+        return (time.monotonic() if self._importing is None else self._importing) - self._since
 
     @property
     def remaining(self) -> float:
-        """Seconds until the limit of the present request."""
+        """Seconds until the limit of the present request, or of an import."""
+        if self._importing is not None:
+            return self._importing + IMPORT_LIMIT - time.monotonic()
         return self._limit - self.seconds
 
     def send(self, request: dict[str, Any], timeout: float) -> None:
-        """Hands over a request; its wall-clock limit counts from here.
+        """Hands over a request; its wall-clock limit counts from here. What JSON does not have arrives as text.
 
         Raises:
             OSError: the process is gone.
         """
-        self.busy, self._limit = True, timeout
+        self.busy, self._limit, self._importing = True, timeout, None
         self._since = self._looked = time.monotonic()
-        self.connection.send_bytes(json.dumps({**request, "timeout": timeout}).encode())
+        self.connection.send_bytes(json.dumps({**request, "timeout": timeout}, default=str).encode())
 
     def receive(self) -> dict[str, Any] | None:
-        """The reply, when the connection has something to read; None for the word that the worker is ready.
+        """The reply, when the connection has something to read; None for a word: that it is ready, or imports.
 
         Raises:
             EOFError: the process is gone. Also OSError.
         """
         message = self.connection.recv_bytes()
+        if message == IMPORTS:
+            self._importing = time.monotonic()
+            return None
+        if message == IMPORTED:
+            self._since += time.monotonic() - (self._importing or time.monotonic())
+            self._importing = None
+            return None
         self.busy = False
         if not self._started:
             self._started = True
@@ -177,7 +184,9 @@ class Worker:
             self._looked = time.monotonic()
             if self._resident() > self._nursery.memory:
                 return f"memory limit {self._nursery.memory / GIB:.1f} GiB"
-        return self.time_over if self.remaining <= 0 else None
+        if self.remaining > 0:
+            return None
+        return self.time_over if self._importing is None else f"time limit {IMPORT_LIMIT:.1f} s of imports"
 
     @property
     def time_over(self) -> str:

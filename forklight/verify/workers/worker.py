@@ -20,10 +20,10 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from forklight.verify.workers.messages import PID, Serve, Service
+from forklight.verify.workers.imports import ImportWatch
+from forklight.verify.workers.messages import PID, Service
 
 PAUSE = 0.05
 """Seconds without a request after which the nursery warms up."""
@@ -63,7 +63,7 @@ def _nurse(parent: socket.socket, service: Service, memory: int) -> None:
             answer = os.fork()
             if answer == 0:
                 parent.close()
-                _work(Connection(descriptors[0]), service.begin, memory)
+                _work(Connection(descriptors[0]), service, memory)
                 os._exit(0)
             os.close(descriptors[0])
         else:
@@ -82,13 +82,15 @@ def _reap(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _work(connection: Connection, begin: Callable[[], Serve], memory: int) -> None:
+def _work(connection: Connection, service: Service, memory: int) -> None:
     """Serves requests until the socket closes."""
     _limit_memory(2 * memory)
-    serve = begin()
+    serve = service.begin()
     _silence()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send_bytes(b"ready")
+        if service.imports_apart:
+            ImportWatch(connection).install()
         while True:
             request = json.loads(connection.recv_bytes())
             signal.setitimer(signal.ITIMER_REAL, request["timeout"] + ALARM_AFTER)

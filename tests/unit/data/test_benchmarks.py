@@ -156,3 +156,11 @@ def test_a_benchmark_brings_prompt_and_verifier(kind, expected):
     assert (batch.template, batch.verifier) == (own, data.verifier)
     shared = [data._eval_batch(name, [], EvalSet(Benchmark(name))).verifier for name in ("math500", "minerva")]
     assert shared[0] is shared[1]
+
+
+def test_variables_of_the_chat_template_hold_for_benchmarks_too(tmp_path):
+    path = write(tmp_path / "aime24.jsonl", problems(30))
+    template = PromptTemplate(chat_template_kwargs={"enable_thinking": False}, system="Be brief.")
+    data = MathDataModule(val={"a": EvalSet(Benchmark("aime24", str(path)))}, template=template)
+    found = data._eval_batch("a", [], data.val_sets["a"]).template
+    assert found == PromptTemplate("chat", BOXED_CHAT.text, chat_template_kwargs={"enable_thinking": False})

@@ -1,3 +1,4 @@
+import gzip
 import json
 import logging
 import subprocess
@@ -129,14 +130,31 @@ GOOD = json.dumps(ROWS[0]) + "\n"
         pytest.param(b'{"problem": "\xff", "answer": "1"}', "not valid JSON: .*utf-8", id="not utf-8"),
         pytest.param('["p", "1"]', "must be an object with named fields, got list", id="a list"),
         pytest.param(
-            '{"question": "p", "answer": "1"}', "no field `problem`.*fields here: `question`, `answer`", id="prompt"
+            '{"text": {"en": "p"}, "answer": "1"}', "no field `problem`.*fields here: `text.en`, `answer`", id="prompt"
         ),
         pytest.param('{"problem": "p", "gold": "1"}', "no field `answer`.*fields here: `problem`, `gold`", id="answer"),
         pytest.param("{}", "no field `problem`.*fields here: none", id="no fields"),
         pytest.param('{"problem": " \\n", "answer": "1"}', "`problem` is empty", id="blank prompt"),
         pytest.param('{"problem": "p", "answer": ""}', "`answer` is empty", id="empty answer"),
-        pytest.param('{"problem": 5, "answer": "1"}', "`problem` must be text, got int", id="prompt is a number"),
-        pytest.param('{"problem": [{}], "answer": "1"}', "`problem` must be text, got list", id="prompt is a chat"),
+        pytest.param(
+            '{"problem": 5, "answer": "1"}',
+            "`problem` must be text or a list of messages, got int",
+            id="prompt is a number",
+        ),
+        pytest.param('{"problem": [{}], "answer": "1"}', "message 1 of `problem` needs a `role`", id="no role"),
+        pytest.param(
+            '{"problem": [], "answer": "1"}', "the last message of `problem` must be the user's", id="no message"
+        ),
+        pytest.param(
+            '{"problem": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "1"}], "answer": "1"}',
+            "the last message of `problem` must be the user's",
+            id="nothing left to answer",
+        ),
+        pytest.param(
+            '{"problem": [{"role": "user", "content": [{"type": "image", "url": "x"}]}], "answer": "1"}',
+            "the content of message 1 of `problem` must be text, got list",
+            id="an image",
+        ),
         pytest.param(
             '{"problem": "p", "answer": null}',
             "`answer` must be text, a list of texts or a number, got NoneType",
@@ -202,9 +220,9 @@ def test_a_missing_file_is_not_looked_up_on_the_hub(path):
 
 
 def test_other_files_and_folders_are_refused(write, tmp_path):
-    with pytest.raises(ValueError, match=r"set.csv is not a \.jsonl, \.json, \.parquet file"):
-        read_problems(write("problem,answer\n", "set.csv"))
-    with pytest.raises(ValueError, match="is not a"):
+    with pytest.raises(ValueError, match=r"set.txt is not a \.jsonl, \.json, \.csv, \.tsv, \.parquet file"):
+        read_problems(write("problem,answer\n", "set.txt"))
+    with pytest.raises(ValueError, match=r"is not a folder with \.jsonl.* files, nor a data set saved"):
         read_problems(tmp_path)
 
 
@@ -259,6 +277,119 @@ def test_parquet_leaves_no_copy_in_the_cache(write, tmp_path):
     assert sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) == 0
 
 
+# Layouts of others
+
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 3?"}]
+VERL = {"data_source": "x", "prompt": CHAT[1:], "reward_model": {"style": "rule", "ground_truth": "5"}}
+
+
+def test_rows_of_verl_are_read_without_a_key(write, caplog):
+    (problem,) = read_problems(write([VERL]))
+    assert problem == Problem.make("What is 2 + 3?", "5", "set")
+    assert "`prompt` is read in its place (prompt_field)" in caplog.text
+    assert "`reward_model.ground_truth` is read in its place (answer_field)" in caplog.text
+    assert problem.fields == VERL | {"reward_model.ground_truth": "5"}
+
+
+def test_a_chat_keeps_its_turns(write):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "2 + 3?"}]}]
+    path = write([{"prompt": CHAT, "solution": "5"}, {"prompt": parts, "solution": "5"}])
+    chat, single = read_problems(path)
+    assert chat.chat == (("system", "Be brief."), ("user", "What is 2 + 3?"))
+    assert chat.prompt == "system: Be brief.\n\nuser: What is 2 + 3?"
+    assert (single.prompt, single.chat) == ("What is 2 + 3?", ())
+    assert len({chat, single}) == 2
+
+
+def test_fields_by_their_path_and_by_a_name_with_dots(write):
+    path = write([{"a": {"b": {"c": "p"}}, "x.y": 7}])
+    assert read_problems(path, prompt_field="a.b.c", answer_field="x.y")[0] == Problem.make("p", "7", "set")
+    with pytest.raises(ValueError, match=r"no field `a\.b\.d`.*fields here: `a\.b\.c`, `x\.y`"):
+        read_problems(path, prompt_field="a.b.d", answer_field="x.y")
+
+
+def test_fields_are_guessed_when_there_is_one_choice(write, caplog):
+    assert read_problems(write([{"question": "p", "final_answer": 3}]))[0].answer == "3"
+    assert "there is no field `problem`; `question` is read in its place" in caplog.text
+    caplog.clear()
+    assert read_problems(write([{"problem": "p", "solution": "4", "answer": 3, "prompt": "q"}]))[0].answer == "3"
+    assert not caplog.records
+    with pytest.raises(ValueError, match="set answer_field: it may be `final_answer` or `solution`"):
+        read_problems(write([{"problem": "p", "solution": "4", "final_answer": 3}]))
+    with pytest.raises(ValueError, match="no field `problem`"):
+        read_problems(write([{"question": "p", "answer": 3}]), prompt_field="problem")
+
+
+def test_packed_files(write, tmp_path):
+    for name in ("set.jsonl", "set.json"):
+        path = write(ROWS, name)
+        packed = tmp_path / f"{name}.gz"
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        assert read_problems(packed) == read_problems(path)
+        assert ProblemFile(str(packed)).label == "set"
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"set\.json\.gz: not a whole gzip file"):
+        read_problems(packed)
+
+
+def test_tables(write):
+    table = 'id,problem,answer\r\n1,"What is 2,\nor ""two""?",2\r\n\r\n2,Ça?,"80,10"\r\n'
+    expected = [Problem.make('What is 2,\nor "two"?', "2", "set"), Problem.make("Ça?", "80,10", "set")]
+    assert read_problems(write("\ufeff" + table, "set.csv")) == expected
+    assert read_problems(write("answer\tproblem\n7\tWhat, 7?\n", "set.tsv"))[0].answer == "7"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("problem,answer\np\n", "set.csv:2: 1 values for the 2 columns"),
+        ("problem,answer\np,1,2\n", "set.csv:2: 3 values for the 2 columns"),
+        ("problem,problem\np,1\n", "set.csv:1: every column needs a name of its own"),
+        ('problem,answer\n"p" q,1\n', "set.csv:2: not valid CSV"),
+        (b"problem,answer\n\xff,1\n", "set.csv:2: not valid CSV: .*utf-8"),
+        ("problem,answer\n", "holds no problems"),
+    ],
+)
+def test_bad_tables_name_the_line(write, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_problems(write(text, "set.csv"))
+
+
+def test_a_folder_and_a_pattern_are_read_by_name(write, tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for number, row in reversed(list(enumerate(ROWS))):
+        write([row], f"parts/part-{number}.jsonl")
+    (folder / "README.md").write_text("not a problem")
+    problems = read_problems(folder)
+    assert [problem.answer for problem in problems] == ["\\frac{3}{2}", "4", "2.5"]
+    assert problems[0].source == "parts"
+    some = read_problems(f"{folder}/part-[01].jsonl", name="parts")
+    assert some == problems[:2]
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_problems(f"{folder}/train-*.jsonl")
+    with pytest.raises(ValueError, match=r"README.md, which is not a \.jsonl"):
+        read_problems(f"{folder}/*")
+
+
+def test_data_sets_saved_to_disk(write, tmp_path):
+    rows = datasets.Dataset.from_list([{"question": "1 + 1?", "answer": "2"}])
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "two"))
+    assert read_problems(tmp_path / "one") == [Problem.make("1 + 1?", "2", "one")]
+    assert read_problems(tmp_path / "two", split="test") == [Problem.make("1 + 1?", "2", "two")]
+    with pytest.raises(ValueError, match=r"name the `split` of .*two, one of train, test"):
+        read_problems(tmp_path / "two")
+    with pytest.raises(ValueError, match="are for Hub datasets"):
+        read_problems(tmp_path / "one", split="train")
+
+
+def test_a_pattern_that_is_none_is_refused(write):
+    with pytest.raises(ValueError, match=r"answer_pattern '\(' is no regular expression"):
+        read_problems(write(ROWS), answer_pattern="(")
+
+
 # ProblemFile
 
 
@@ -279,3 +410,15 @@ def test_problem_file_reads_what_it_describes(write):
 )
 def test_label(file, label):
     assert file.label == label
+
+
+def test_an_answer_pattern_that_is_none_is_one_line(write):
+    with pytest.raises(ValueError, match=r"answer_pattern '\(' is no regular expression: ") as error:
+        read_problems(write(ROWS), answer_pattern="(")
+    assert "\n" not in str(error.value)
+
+
+def test_a_problem_keeps_its_row_with_the_gold_in_place_of_the_answer(write):
+    rows = [{"problem": "1 + 1?", "answer": "So it is\n#### 2", "level": 3, "tags": ["sum"]}]
+    (problem,) = read_problems(write(rows), answer_pattern=GSM8K_ANSWER)
+    assert problem.fields == {"problem": "1 + 1?", "answer": "2", "level": 3, "tags": ["sum"]}

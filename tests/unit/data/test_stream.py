@@ -4,9 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
+from tokens import build_tokenizer
 from toy import LengthParity
 
 from forklight.data.datamodule import MathDataModule
+from forklight.data.lengths import PromptLimit
+from forklight.data.problems import ProblemFile
 from forklight.data.prompts import PromptTemplate
 from forklight.data.sets import EvalSet
 from forklight.data.stream import NOMINAL_LENGTH, PositionedLoader, ProblemStream, PromptBatch
@@ -108,7 +111,7 @@ def test_stamps_of_the_visits_of_a_rollout(updates, micro_batches):
 
 
 def module_of(micro_batches=1, **settings):
-    data = MathDataModule([Listed()], verifier=LengthParity(), **{"prompts_per_rollout": 3, **settings})
+    data = MathDataModule(**{"train": [Listed()], "verifier": LengthParity(), "prompts_per_rollout": 3, **settings})
     data.trainer = Trainer(
         accelerator="cpu",
         accumulate_grad_batches=micro_batches,
@@ -157,7 +160,7 @@ def test_a_resumed_module_goes_on_where_the_saved_one_was(done, more):
     saved, resumed = module_of(**choices), module_of(**choices)
     assert serve(saved, done, more) == whole[:done]
     state = saved.state_dict()
-    assert all(isinstance(value, int) for value in state.values())
+    assert all(isinstance(value, int | str) for value in state.values())
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
     assert serve(resumed, 14 - done, more) == whole[done:]
@@ -169,6 +172,37 @@ def test_a_module_that_has_served_can_be_set_back():
     first = serve(data, 4)
     data.load_state_dict(start)
     assert serve(data, 4) == first
+
+
+def test_the_order_of_other_problems_is_not_gone_on_with():
+    saved = module_of()
+    serve(saved, 2)
+    state = saved.state_dict()
+    more = [*PROBLEMS, Problem.make("another", "7", "test")]
+    changed = [*PROBLEMS[:-1], Problem.make("problem 6", "7", "test")]
+    for problems in (more, PROBLEMS[::-1], changed):
+        now = module_of(train=[Listed(problems)])
+        now.load_state_dict(state)  # `validate` does so too, and never reads the training problems
+        message = rf"data\.train: .* trained on 7 problems \(sha256 \w+\), the sources hold {len(problems)} problems"
+        with pytest.raises(ValueError, match=message):
+            now.stream  # noqa: B018  reading it is the test
+        with pytest.raises(ValueError, match="Restore the files"):
+            serve(now, 1)
+        read = module_of(train=[Listed(problems)])
+        read.read()
+        with pytest.raises(ValueError, match=message):
+            read.load_state_dict(state)
+    same = module_of(train=[Listed(PROBLEMS[:3]), Listed(PROBLEMS[2:])])
+    same.load_state_dict(state)
+    assert same.read() == 7
+
+
+def test_an_unread_module_keeps_what_it_was_trained_on():
+    saved = module_of()
+    serve(saved, 2)
+    resumed = module_of()
+    resumed.load_state_dict(saved.state_dict())
+    assert resumed.state_dict() == saved.state_dict()
 
 
 def test_micro_batches_may_change_at_a_rollout_boundary_only():
@@ -195,6 +229,73 @@ def test_order_follows_the_seed_of_the_run(monkeypatch):
     assert serve(module_of(), 5) == first
     monkeypatch.setenv("PL_GLOBAL_SEED", "2")
     assert serve(module_of(), 5) != first
+
+
+def test_a_path_is_a_problem_file(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"problem": "1 + 1?", "answer": "2"}\n')
+    for train in (str(path), [str(path)], [ProblemFile(str(path))]):
+        assert MathDataModule(train, verifier=LengthParity()).read() == 1
+
+
+# -- prompts that are too long -----------------------------------------------------------------------------------------
+
+
+def limit_of(positions, new=2):
+    return PromptLimit(build_tokenizer(start=""), positions, new)
+
+
+LONG = [Problem.make("1" * length, "1", "test") for length in (3, 9, 5, 7)]
+PLAIN = PromptTemplate("base", "{problem}")
+
+
+def limited(positions, **settings):
+    data = module_of(train=[Listed(LONG)], template=PLAIN, **settings)
+    data.for_policy(limit_of(positions))
+    return data
+
+
+def test_prompts_that_are_too_long_are_refused_when_they_are_read():
+    assert limited(11).read() == 4
+    assert limited(None).read() == 4
+    message = r"data\.train: 2 of 4 prompts .* reads 8 tokens, max_new_tokens = 2 leaves 6 .* has 9 .*overlong: drop"
+    with pytest.raises(ValueError, match=message):
+        limited(8).read()
+
+
+def test_prompts_that_are_too_long_are_dropped_and_counted(caplog):
+    data = limited(8, overlong="drop")
+    assert data.read() == 2
+    assert data.stream.problems == [LONG[0], LONG[2]]
+    assert "data.train: 2 of 4 prompts are too long" in caplog.text
+    assert "they are dropped" in caplog.text
+    with pytest.raises(ValueError, match=r"4 of 4 prompts .*none is left"):
+        limited(4, overlong="drop").read()
+
+
+def test_evaluation_sets_are_not_shortened():
+    sets = {"a": EvalSet(Listed(LONG), answers=2)}
+    with pytest.raises(ValueError, match=r"data\.val\.a: 1 of 4 .* an evaluation set is never shortened"):
+        limited(10, overlong="drop", val=sets).read()
+    own = {"a": EvalSet(Listed(LONG), answers=2, max_new_tokens=1)}
+    assert limited(10, overlong="drop", val=own).read() == 3
+    data = limited(10, val=own, test=sets)
+    with pytest.raises(ValueError, match=r"data\.test\.a: 1 of 4"):
+        data.setup("test")
+
+
+def test_problems_read_before_the_policy_is_known_are_checked_then():
+    data = module_of(train=[Listed(LONG)], template=PLAIN, overlong="drop")
+    assert serve(data, 1)
+    assert data.read() == 4
+    data.for_policy(limit_of(8))
+    assert data.read() == 2
+    assert data.stream.cursor == 3
+
+
+def test_overlong_is_a_choice():
+    with pytest.raises(ValueError, match=r"data\.overlong = 'cut' must be one of error, drop"):
+        MathDataModule([Listed()], verifier=LengthParity(), overlong="cut")
 
 
 @pytest.mark.parametrize(

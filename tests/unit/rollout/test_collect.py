@@ -577,3 +577,43 @@ def test_no_problems_are_no_groups(engine):
 def test_settings_that_cannot_be_trained_with_are_errors(settings, key):
     with pytest.raises(ValueError, match=key):
         RolloutConfig(**settings)
+
+
+def test_a_token_without_an_embedding_is_refused(engine):
+    """Of a token that was added to the tokenizer alone; the prompt of a problem is its text."""
+    generator = AnswerGenerator(*engine, (EOS,), seed=3, embeddings=8)
+    problems = [
+        Problem(uid="a", prompt="w2 w7", answer="", source="test"),
+        Problem(uid="b", prompt="w3 w8", answer="", source="test"),
+    ]
+    settings = {"answers": 1, "max_new_tokens": 2, "temperature": 1.0, "verifier": None}
+    settings["template"] = PromptTemplate(kind="base", text="{problem}")
+    with pytest.raises(
+        ValueError, match=r"prompt of problem b has token 8 \('w8'\), the policy's embedding has 8 rows"
+    ):
+        generator.answer(problems, [0, 1], 0, **settings)
+
+
+def test_a_model_that_cannot_end_an_answer_is_refused(engine):
+    with pytest.raises(ValueError, match=r"the tokens that end an answer are \[9, 12\], the model has 9"):
+        AnswerGenerator(*engine, (9, 12), seed=3, embeddings=9)
+    assert AnswerGenerator(*engine, (8, 12), seed=3, embeddings=9).eos_ids == (8, 12)
+
+
+class Listening:
+    """Keeps the texts that it is asked about."""
+
+    def verify_many(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
+        self.texts = [answer for answer, _ in pairs]
+        return [Verdict("wrong", "not told")] * len(pairs)
+
+
+@pytest.mark.parametrize(("end", "begun"), [(" <think>\n", "<think>\n"), (" w3", "")])
+def test_the_verifier_sees_what_the_prompt_has_begun_of_the_answer(end, begun, engine):
+    verifier = Listening()
+    settings = {"answers": G, "max_new_tokens": LENGTH, "temperature": 1.0, "verifier": verifier}
+    generator, template = generator_of(engine), PromptTemplate("base", "{problem}" + end)
+    groups = generator.answer(problems_with("right", count=2), [0, 1], 0, template=template, **settings)
+    assert verifier.texts == [completion.text for group in groups for completion in group.completions]
+    decoded = [engine[1].decode(c.token_ids, skip_special_tokens=True) for group in groups for c in group.completions]
+    assert verifier.texts == [begun + text for text in decoded]

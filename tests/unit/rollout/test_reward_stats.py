@@ -4,14 +4,15 @@ import json
 import random
 
 import pytest
+from answers import score
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forklight.evaluation.records import answer_lines, judged_of, votes_of
 from forklight.evaluation.suspicious import Judged, suspicious_answers
-from forklight.metrics import NO_ANSWER
+from forklight.metrics import NO_ANSWER, MajAtK
 from forklight.rollout.generate import Group
-from forklight.rollout.reward_stats import MOST_REASONS, reward_by_length, slug, verdict_counts
+from forklight.rollout.reward_stats import MOST_REASONS, reward_by_length, slug, unjudged_reasons, verdict_counts
 from forklight.types import Completion, Problem, Verdict
 from forklight.verify import CountdownVerifier, MathVerifier
 
@@ -185,6 +186,40 @@ def test_votes_of_unjudged_answers_go_by_their_text():
     assert votes[0] == votes[2]
     assert len({*votes}) == 3
     assert min(votes) > 0
+
+
+def spoken(*answers):
+    """A group of answers with their texts, judged by a verifier that reads none out of them."""
+    completions = tuple(Completion(PROBLEM.uid, i, (1,), text, False) for i, (text, _) in enumerate(answers))
+    verdicts = tuple(Verdict("right" if right else "wrong", "mine") for _, right in answers)
+    return Group(PROBLEM, 0, (1,), completions, verdicts)
+
+
+def test_wrong_answers_vote_too_where_the_verifier_reads_none_out_of_texts():
+    boxes = spoken((r"so \boxed{5}", 1), (r"or \boxed{6}", 0), (r"well \boxed{ 6 }", 0), ("none", 0), ("none", 0))
+    assert votes_of([boxes], CountdownVerifier()) == [[0, 1, 1, 2, 2]]
+    texts = spoken(("a", 1), ("b", 1), ("c", 0), ("d", 0))
+    (votes,) = votes_of([texts], CountdownVerifier())
+    right = [[verdict.right for verdict in texts.verdicts]]
+    assert score(MajAtK(), right, votes=[votes]) == pytest.approx(1 / 2)  # no two agree; pass@4 is 1
+    (votes,) = votes_of([boxes], CountdownVerifier())
+    assert score(MajAtK(), [[True, False, False, False, False]], votes=[votes]) == 0.0
+
+
+def test_reasons_of_unjudged_answers_by_their_numbers():
+    verdicts = [
+        Verdict("right", "equal text"),
+        *(Verdict("unjudged", f"the function failed (ValueError: {n})") for n in range(3)),
+        Verdict("unjudged", "the function failed (KeyError: 1)"),
+        *[Verdict("unjudged", "time limit 3.0 s")] * 2,
+        *[Verdict("unjudged", "not a number (nan)")] * 5,
+        *[Verdict("wrong", "no box")] * 9,
+    ]
+    assert unjudged_reasons(verdicts) == [
+        ("not a number (nan)", 5),
+        ("the function failed (ValueError: 0)", 3),
+        ("time limit 3.0 s", 2),
+    ]
 
 
 def test_votes_by_text_where_the_verifier_does_not_sort():

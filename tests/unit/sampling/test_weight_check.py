@@ -207,3 +207,38 @@ def test_a_policy_that_is_not_finite_is_left_to_the_rollout(policy):
     with torch.no_grad():
         policy.model.model.norm.weight[0] = torch.nan
     assert sync(HFSampler(), policy) == 0.0
+
+
+# -- replicas ----------------------------------------------------------------------------------------------------------
+
+
+def synced_on_ranks(policy, drift):
+    """Each rank has a copy, which `drift` may change."""
+
+    def work(ranks):
+        mine = copy.deepcopy(policy)
+        with torch.no_grad():
+            drift(ranks.rank, mine)
+        return sync(HFSampler(), mine, ranks=ranks)
+
+    return on_ranks(3, work)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_equal_replicas_pass(tmp_path, dtype):
+    policy = load(write_model(tmp_path), dtype)
+    assert len(set(synced_on_ranks(policy, lambda rank, mine: None))) == 1
+
+
+def test_a_replica_that_differs_in_the_last_bit_stops_all_ranks(policy):
+    def drift(rank, mine):
+        if rank == 1:
+            weight = mine.body.layers[1].mlp.up_proj.weight
+            weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
+
+    names = [name for name, _ in policy.model.named_parameters()]
+    with pytest.raises(WeightSyncError) as error:
+        synced_on_ranks(policy, drift)
+    expected = f"the 3 ranks do not have the same weights: 1 of {len(names)} differ, the first is "
+    assert str(error.value).startswith(expected + "model.layers.1.mlp.up_proj.weight. ")
+    assert "trainer.strategy" in str(error.value)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from forklight.training.health import TRACKED, WINDOW, Curves, Guard, findings
 
-GUARDS = {"still_reward": Guard(8.0), "rising_cuts": Guard(0.1), "low_signal": Guard(0.5)}
+GUARDS = {"still_reward": Guard(8.0), "rising_cuts": Guard(0.1), "low_signal": Guard(0.5), "unjudged": Guard(0.1)}
 
 
 def rollouts(**values):
@@ -22,6 +22,9 @@ def rollouts(**values):
         "kept_before_box": 0.3,
         "kept_whole": 0.3,
         "kept_right": 0.3,
+        "right": 2.0,
+        "wrong": 8.0,
+        "unjudged": 0.0,
     } | values
     count = max(len(value) for value in plain.values() if isinstance(value, list))
     curves = Curves()
@@ -86,6 +89,24 @@ def test_a_mask_that_misses_a_part():
         assert rules(rollouts(reward=rising, **{f"kept_{part}": 0.11})) == []
         assert rules(rollouts(reward=rising, **{f"kept_{part}": 0.09})) == ["low_signal"]
         assert rules(rollouts(reward=rising, **{f"kept_{part}": [0.01] * 4 + [0.3] * 4})) == []  # the mean counts
+
+
+def test_answers_that_could_not_be_judged_are_told_at_once_with_their_reasons():
+    curves = Curves()
+    counts = {"verify/right": 1.0, "verify/wrong": 16.0, "verify/unjudged": 3.0}
+    curves.add(counts, [("the function failed (NameError: name 'anwser' is not defined)", 2), ("time limit 3.0 s", 1)])
+    (found,) = findings(curves, GUARDS, set())
+    assert found == (
+        "unjudged",
+        "warn",
+        "guards.unjudged: 3 of 20 answers (15%) of rollout 1 could not be judged and earned nothing: the function "
+        "failed (NameError: name 'anwser' is not defined) (2), time limit 3.0 s (1); see data.verifier",
+    )
+    assert rules(curves, told=["unjudged"]) == []
+    assert findings(curves, {"unjudged": Guard(0.15)}, set()) == []  # more than the share, not as much
+    curves.add(counts | {"verify/unjudged": 0.0})
+    assert rules(curves) == []  # the last rollout counts
+    assert rules(rollouts(reward=[0.1 * n for n in range(8)], unjudged=[0.0] * 7 + [9.0])) == ["unjudged"]
 
 
 @given(st.lists(st.floats(0, 2), min_size=2 * WINDOW, max_size=30))

@@ -124,3 +124,10 @@ def test_interface_and_pickling():
     assert isinstance(twin, Verifier)
     assert fault(twin, r"\boxed{5}") == "no thought"
     assert twin.verify_many([]) == []
+
+
+def test_a_thought_may_be_opened_by_the_prompt():
+    text = "2+3 is 5\n</think>\n\\boxed{5}"
+    assert FormatVerifier(thought=True).verify_many([("<think>\n" + text, "5")])[0].reason == "form kept"
+    assert FormatVerifier(thought=True).verify_many([(text, "5")])[0].reason == "no thought"
+    assert FormatVerifier().verify_many([("<think>\n\\boxed{5}", "5")])[0].reason == "thought not ended"

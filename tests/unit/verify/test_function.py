@@ -1,4 +1,5 @@
 import copy
+import datetime
 import operator
 import pickle
 import sys
@@ -6,7 +7,8 @@ import time
 
 import pytest
 
-from forklight.verify import FunctionVerifier, Verifier, Weighted, WeightedVerifier
+from forklight.types import Problem
+from forklight.verify import FunctionVerifier, Verifier, Weighted, WeightedVerifier, judge
 
 MODULE = """
 import os, sys, time
@@ -54,6 +56,18 @@ def moody(answer, gold):
         print("seen", flush=True)
         os.write(2, b"seen")
     return True
+
+def lazy(answer, gold):
+    if answer == "slow":
+        import forklight_test_slow
+    if answer == "endless":
+        import forklight_test_endless
+    if answer == "hang":
+        time.sleep(60)
+    return True
+
+def fields(answer, gold, *, level, **fields):
+    return level * (fields["day"] == "2024-05-01")
 
 def outer():
     def inner(answer, gold):
@@ -112,8 +126,8 @@ def test_what_is_no_number_is_unjudged(module):
     reasons = {
         "text": "not a number (str)",
         "none": "not a number (NoneType)",
-        "nan": "not a number (float)",
-        "inf": "not a number (float)",
+        "nan": "not a number (nan)",
+        "inf": "not a number (-inf)",
         "list": "not a number (list)",
         "complex": "not a number (complex)",
         "nothing": "the function failed (KeyError: 'nothing')",
@@ -204,6 +218,31 @@ def test_a_module_that_the_workers_cannot_import_is_an_error(module, tmp_path, c
     with pytest.raises(ChildProcessError, match="did not start"):
         verdicts(module.same, "5")
     assert "broken since" in capfd.readouterr().err
+
+
+def test_what_a_function_imports_while_it_runs_is_not_its_time(module, tmp_path):
+    (tmp_path / "forklight_test_slow.py").write_text("import time; time.sleep(1.5)")
+    (tmp_path / "forklight_test_endless.py").write_text("import time; time.sleep(600)")
+    found = verdicts(module.lazy, "slow", "slow", "hang", timeout=0.5)
+    assert [verdict.outcome for verdict in found] == ["right", "right", "unjudged"]
+    assert all(verdict.seconds < 0.5 for verdict in found[:2])
+    assert found[2].reason == "time limit 0.5 s"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forklight.verify.workers.process.IMPORT_LIMIT", 1.0)
+        with FunctionVerifier(module.lazy, workers=1, timeout=0.5) as verifier:
+            verifier.verify_many([("print", "5")])
+            (endless,) = verifier.verify_many([("endless", "5")])
+    assert endless.reason == "time limit 1.0 s of imports"
+
+
+def test_a_function_sees_the_fields_of_its_problem(module):
+    problem = Problem.make("What is 2 + 3?", "5", "school", {"level": 3, "day": datetime.date(2024, 5, 1)})
+    with FunctionVerifier(module.fields, workers=1) as verifier:
+        (verdict,) = judge(verifier, [("5", problem)])
+        assert verdict.reward == 3.0
+        (unknown,) = verifier.verify_many([("5", "5")])
+        assert unknown.reason.startswith("no field for the parameter `level`")
+        assert verifier.describe() == "forklight_test_rewards.fields(answer, gold, level=field, **fields)"
 
 
 def test_copies_carry_settings(module):

@@ -9,7 +9,7 @@ from forklight.algo.selection.spec import PRESETS, TokenScore
 
 GOLDEN = json.loads((Path(__file__).parents[3] / "golden" / "selection.json").read_text())
 FIELDS = ("rho", "keep", "scope", "entropy_of", "rule", "eligible", "denominator", "masked_terms")
-SCHEDULE = {"from": 1.0, "to": 0.2, "until_entropy": 0.7}
+SCHEDULE = {"from": 1.0, "to": 0.2, "over_rollouts": 20}
 TABLE = {
     "forklight": (SCHEDULE, "top", "update", "old", "count", "contributing", "selected", ("policy",)),
     "top-20": (0.2, "top", "update", "old", "count", "contributing", "selected", ("policy",)),

@@ -4,7 +4,8 @@ import pytest
 
 from forklight.types import Problem
 from forklight.verify import MathVerifier
-from forklight.verify.math.copied import copied
+from forklight.verify.math.copied import copied, copied_terms
+from forklight.verify.math.latex import clean
 
 PROBLEM = r"Let $n = 10$. Compute $\binom{10}{3}$, and round nothing."
 
@@ -34,6 +35,7 @@ def test_a_term_of_the_problem_is_copied_wherever_it_stands(problem):
         (r"\tfrac{7}{14}", r"\frac{1}{2}", r"Simplify: $\dfrac{7}{14}$."),
         (r"\frac 7{14}", r"\frac{1}{2}", r"Simplify: $\frac{7}{14}$."),
         ("7/14", r"\frac{1}{2}", "Simplify: 7/14."),
+        (r"\frac{3}{20}", "0.15", r"Write $\frac{3}{20}$ as a decimal."),
         ("8/2", "4", "Simplify: 8/2."),
         (r"\sqrt{12}", r"2\sqrt{3}", r"Simplify: $\sqrt{12}$."),
         ("2^{10}", "1024", "What is this: $2^{10}$?"),
@@ -66,6 +68,56 @@ def test_a_disguise_that_changes_no_value_does_not_help(answer):
     assert copied(answer, "120", r"Compute: $\binom{10}{3}$.")
 
 
+DISGUISES = [
+    "0+%s",
+    "%s+0",
+    "1\\cdot(%s)",
+    "(%s)^1",
+    "%s+1-1",
+    "-(-(%s))",
+    r"\sqrt{(%s)^2}",
+    r"\frac{%s}{1}",
+    "x=0+%s",
+    "0+%s=x",
+]
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+@pytest.mark.parametrize(("term", "problem"), [(r"\binom{10}{3}", PROBLEM), (r"99^2+99+1", "Compute $99^2 + 99+1$.")])
+def test_a_term_within_an_answer_is_found(disguise, term, problem):
+    assert clean(term) in copied_terms(disguise % term, problem)
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_what_leaves_the_value_alone_does_not_help(disguise):
+    problem = Problem.make(PROBLEM, "120", source="test")
+    answer = disguise % r"\binom{10}{3}"
+    with MathVerifier(workers=1) as verifier:
+        verdict = verifier.verify_answers([(rf"\boxed{{{answer}}}", problem)])[0]
+    assert (verdict.outcome, verdict.reason) == ("wrong", "copied from the problem")
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "problem"),
+    [
+        (r"\binom{10}{3} = 120", "120", PROBLEM),
+        (r"\frac{720}{6}", "120", PROBLEM),
+        ("x^2+2x+1", "(x+1)^2", "Let $x+1$ be a side. What is the area?"),
+        ("10-5", "5", "From 10 take 5."),
+        ("5.0", "5", "Is it 5?"),
+    ],
+)
+def test_worked_out_answers_with_terms_of_the_problem_stay_right(answer, gold, problem):
+    with MathVerifier(workers=1) as verifier:
+        verdict = verifier.verify_answers([(rf"\boxed{{{answer}}}", Problem.make(problem, gold, source="test"))])[0]
+    assert verdict.outcome == "right"
+
+
+def test_a_number_of_the_problem_with_zeros_around_it_is_copied():
+    assert copied_terms("0+5", "Is it 5 or 6?") == ["5"]
+    assert copied_terms("10-5", "From 10 take 5.") == []
+
+
 @pytest.mark.parametrize(
     ("answer", "gold", "problem"),
     [
@@ -74,9 +126,9 @@ def test_a_disguise_that_changes_no_value_does_not_help(answer):
         ("120.0", "120", "Is it $120.0$?"),
         (r"\binom{10}{3}", r"\binom{10}{3}", PROBLEM),
         (r"\binom{10}{3}", r" \binom{10} {3}", PROBLEM),
-        (r"\frac{1}{2}", "0.5", r"Half: $\frac{1}{2}$"),
+        (r"\frac{1}{2}", r"\frac{2}{4}", r"Half: $\frac{1}{2}$"),
         ("1/2", r"\frac{1}{2}", "Half: 1/2"),
-        (r"-\frac{3}{4}", "-0.75", r"$-\frac{3}{4}$"),
+        (r"-\frac{3}{4}", r"-\frac{6}{8}", r"$-\frac{3}{4}$"),
         (r"1\frac{1}{2}", r"\frac{3}{2}", r"$1\frac{1}{2}$"),
         (r"50\%", "0.5", r"It is $50\%$ off"),
         ("1,000", "1000", "1,000 or 2,000?"),

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from forklight.verify.math.extract import WINDOW, extract_box
+from forklight.verify.math.extract import WINDOW, extract_box, find_boxes, first_box_end
 
 
 @pytest.mark.parametrize(
@@ -143,3 +143,44 @@ def test_work_is_linear_in_the_length(unit):
     start = time.perf_counter()
     extract_box(text)
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("text", [r"perhaps \boxed{5}? wait", r"Maybe $\boxed{5}$? No", r"\(\boxed{5}\) ?"])
+def test_a_box_with_a_question_mark_behind_it_is_no_answer(text):
+    assert extract_box(text) == (None, "box in doubt")
+
+
+def test_a_question_before_the_last_box_does_not_matter():
+    assert extract_box(r"\boxed{6}? No, it is \boxed{5}. Right?") == ("5", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{\frac{1}{3}} \approx \boxed{0.333}", r"\frac{1}{3} \approx 0.333"),
+        (r"$\boxed{6} \approx \boxed{5}$", r"6 \approx 5"),
+        (r"\boxed{1}, \boxed{2} \approx \boxed{2.0}", r"1, 2 \approx 2.0"),
+    ],
+)
+def test_a_box_behind_a_sign_of_approximation_belongs_to_the_one_before(text, answer):
+    assert extract_box(text) == (answer, "")
+
+
+def test_box_tokens_of_a_model_are_boxes_in_their_places():
+    text = "So <|begin_of_box|>C<|end_of_box|>."
+    assert extract_box(text) == ("C", "")
+    assert extract_box("<|begin_of_box|>C") == (None, "box not closed")
+    assert find_boxes(text).last == "C"
+    assert 0 < first_box_end(text) <= len(text) - 1
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "reason"),
+    [
+        (r"perhaps \boxed{5}, or", None, "thought not ended"),
+        (r"perhaps \boxed{6}</think> \boxed{5}", "5", ""),
+        (r"perhaps \boxed{6}</think><think>\boxed{5}", None, "thought not ended"),
+    ],
+)
+def test_a_thought_that_the_prompt_opened_has_to_end(text, answer, reason):
+    assert extract_box("<think>\n" + text) == (answer, reason)

@@ -1,7 +1,7 @@
 """The collected cases. A verifier used as a reward must not pay for a wrong answer: no case may be a wrong positive."""
 
 import pytest
-from collected import CONVENTIONS, CONVENTIONS_OF_ANY, prediction, read
+from collected import CONVENTIONS, CONVENTIONS_OF_ANY, CONVENTIONS_OF_NEW, prediction, read
 
 from forklight.verify import MathVerifier
 
@@ -64,6 +64,16 @@ def test_collected_cases(judge, shared_data):
         "math-verify-0210",  # the gold is a box that is not closed
         "math-verify-issues-0009",  # the gold is a sentence
     }
+
+
+@pytest.mark.parametrize("extraction", ["box", "any"])
+def test_new_cases(judge, shared_data, extraction):
+    cases = [
+        c for c in read(shared_data("verifier_cases_2.jsonl")) if extraction == "any" or "any only" not in c["note"]
+    ]
+    judged = judge(cases, extraction=extraction, timeout=20.0)
+    assert wrong_positives(judged) <= set(CONVENTIONS_OF_NEW)
+    assert sum(verdict.right == case["expected"] for case, verdict in judged) >= 0.97 * len(judged) > 170
 
 
 @pytest.mark.slow
