@@ -257,11 +257,15 @@ def report(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def write_signals(rows: list[dict[str, Any]], folder: Path) -> None:
-    """The learning signal of the first five updates, as `plot_signal.py` reads it: `<arm>.jsonl`, of the first seed."""
+    """The learning signal of the first seed as `plot_signal.py` reads it.
+
+    `<arm>.jsonl` has the first five updates, `<arm>-end.jsonl` those of the second half.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for row in sorted(rows, key=lambda row: -row["seed"]):
-        line = {"step": 1, "rollout": 0, "edges": EDGES, "sums": row["signal"]["start"]}
-        (folder / f"{row['arm']}.jsonl").write_text(json.dumps(line) + "\n")
+        for when, name in (("start", row["arm"]), ("end", f"{row['arm']}-end")):
+            line = {"step": 1, "rollout": 0, "edges": EDGES, "sums": row["signal"][when]}
+            (folder / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
 
 
 def main() -> None:
