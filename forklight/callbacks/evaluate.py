@@ -46,8 +46,7 @@ class MathEval(Callback):
         self._metrics: dict[str, AnswerScores] = {}
         self._batches: dict[str, EvalBatch] = {}
         self._lines: dict[Key, Line] = {}
-        self._first: tuple[int, Scores] | None = None
-        self._last: tuple[int, Scores] | None = None
+        self._shown: list[tuple[int, Scores]] = []  # the first evaluation and the last one
         self._loaded = 0
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -95,9 +94,8 @@ class MathEval(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the table of `fit`."""
-        if self.table and trainer.is_global_zero and self._first is not None and self._last is not None:
-            shown = [self._first] if self._first is self._last else [self._first, self._last]
-            Console().print(score_table(shown))
+        if self.table and trainer.is_global_zero and self._shown:
+            Console().print(score_table(self._shown))
 
     def _add(self, trainer: Trainer, pl_module: LightningModule, groups: Sequence[Group], batch: EvalBatch) -> None:
         self._lines |= answer_lines(groups, batch.name, self._updates(trainer))
@@ -134,10 +132,9 @@ class MathEval(Callback):
         ]
         suspicious = {done.name: suspicious_answers(done.answers, self.suspicious) for done in sets}
         now = (step, {done.name: done.scores for done in sets})
-        self._first, self._last = self._first or now, now
-        shown = [now] if self._first is now else [self._first, now]
+        self._shown = [*self._shown[:1], now]
         self._log(trainer, pl_module, stage, sets)
-        self._draw(trainer, stage, step, score_markdown(shown), suspicious_markdown(suspicious))
+        self._draw(trainer, stage, step, score_markdown(self._shown), suspicious_markdown(suspicious))
         if trainer.is_global_zero:
             records = [done.record(step) for done in sets]
             self._write(
@@ -146,7 +143,7 @@ class MathEval(Callback):
             if trainer.state.fn == TrainerFn.FITTING:
                 print(score_line(*now), flush=True)
             elif self.table:
-                Console().print(score_table(shown))
+                Console().print(score_table(self._shown))
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str, sets: Sequence[Evaluated]) -> None:
         """Logs scores as metrics that can be monitored, and as curves, together with the reward curves."""

@@ -1,6 +1,7 @@
 """`forklight export RUN`: the policy of a checkpoint in transformers' format."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,7 +30,7 @@ def export(run: str, checkpoint: str = "last", out: str | None = None) -> None:
     print(f"policy saved to {_export(yaml.safe_load(configs[-1].read_text()), path, folder.root, out)}")
 
 
-def _export(config: dict, path: Path, root: Path, out: str | None) -> Path:  # type: ignore[type-arg]
+def _export(config: dict[str, Any], path: Path, root: Path, out: str | None) -> Path:
     """Loads and writes; returns where."""
     from dataclasses import replace
 

@@ -16,19 +16,20 @@ _DAMAGED = RuntimeError, OSError, KeyError, AttributeError, TypeError, zipfile.B
 """What reading a damaged or foreign file raises."""
 
 
-def policy_weights(path: str | Path) -> dict[str, Tensor]:
+def policy_weights(path: str | Path, key: str = "checkpoint") -> dict[str, Tensor]:
     """The weights of the policy in a checkpoint, by their names in `Policy`, on the CPU.
 
     Args:
         path: `<run_dir>/checkpoints/update-N.ckpt`, or a link to one.
+        key: what names it, for messages.
 
     Raises:
         ValueError: there is no such file, it is damaged, or holds no policy.
     """
-    saved = _read(path)
+    saved = _read(path, key)
     weights = {name: value for name, value in saved["state_dict"].items() if name.startswith(_PREFIX)}
     if not weights:
-        raise ValueError(f"checkpoint {path} holds no policy: no weight in it is named {_PREFIX}*")
+        raise ValueError(f"{key} {path} holds no policy: no weight in it is named {_PREFIX}*")
     return {name.removeprefix(_PREFIX): value for name, value in weights.items()}
 
 
@@ -38,18 +39,18 @@ def updates_of(path: str | Path) -> int:
     Raises:
         ValueError: there is no such file, or it is damaged.
     """
-    return int(_read(path)["global_step"])
+    return int(_read(path, "checkpoint")["global_step"])
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read(path: str | Path, key: str) -> dict[str, Any]:
     """A checkpoint, whose tensors stay on disk until they are read."""
     if not Path(path).is_file():
-        raise ValueError(f"checkpoint {path}: there is no such file")
+        raise ValueError(f"{key} {path}: there is no such file")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         _ = saved["state_dict"].items(), saved["global_step"]
     except _DAMAGED as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{key} {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     return dict(saved)
 
 

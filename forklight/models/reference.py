@@ -80,7 +80,7 @@ def build(config: PolicyConfig, init_from: str | None, *, reference: bool) -> tu
     Raises:
         ValueError: the checkpoint cannot be read, or is of another model.
     """
-    weights = None if init_from is None else policy_weights(init_from)
+    weights = None if init_from is None else policy_weights(init_from, "model.init_from")
     policy, other = Policy(config), Reference(config) if reference else None
     if weights is not None:
         load_weights(policy, weights, f"model.init_from {init_from}")

@@ -91,7 +91,7 @@ def test_weights_of_another_shape(tmp_path):
 
 def test_a_folder_without_a_tokenizer(tmp_path):
     write_kind(tmp_path, T.LlamaConfig(**COMMON))
-    refused(load_tokenizer, tmp_path)
+    assert f"model.policy.path = {str(tmp_path)!r}" in refused(load_tokenizer, tmp_path)
 
 
 def test_code_of_the_folder_is_not_run_unless_asked_for(tmp_path):
